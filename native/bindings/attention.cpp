@@ -1,0 +1,104 @@
+// rms_norm, rope, store_kv and attention.
+#include "bindings/bindings.h"
+#include "layers/attention.h"
+#include "layers/norm.h"
+#include "layers/rope.h"
+
+namespace moespan {
+namespace {
+
+constexpr int kPagesSlot = 1;  // of the pool's shared memory; layers/attention.cpp uses slot 0
+
+void py_rms_norm(PyPool& pool, uintptr_t x, uintptr_t weight, uintptr_t out, int64_t n, int64_t dim, float eps) {
+    Pool& native = pool.get();
+    const auto *input = address<const float>(x, "x"), *factors = address<const float>(weight, "weight");
+    auto* output = address<float>(out, "out");
+    const size_t rows = positive(n, "n"), cols = positive(dim, "dim");
+    py::gil_scoped_release release;
+    rms_norm(native, input, factors, output, rows, cols, eps);
+}
+
+void py_rope(PyPool& pool, uintptr_t x, int64_t n, int64_t heads, int64_t head_dim, int64_t rot_dim, uintptr_t table, bool interleaved) {
+    Pool& native = pool.get();
+    auto* values = address<float>(x, "x");
+    const auto* angles = address<const float>(table, "table");
+    const size_t tokens = positive(n, "n"), count = positive(heads, "heads"), size = positive(head_dim, "head_dim"), rotated = positive(rot_dim, "rot_dim");
+    require(rotated % 2 == 0 && rotated <= size, "rot_dim is ", rot_dim, ", but must be even and at most head_dim, ", head_dim);
+    py::gil_scoped_release release;
+    rope(native, values, tokens, count, size, rotated, angles, interleaved);
+}
+
+// The sequence's pages, copied into memory that the pool keeps, so that a step allocates nothing.
+const int32_t* copy_pages(Pool& pool, const py::sequence& pages, size_t page_size, size_t tokens) {
+    const size_t count = pages.size();
+    require(count * page_size >= tokens, count, " pages of ", page_size, " tokens cannot hold ", tokens, " tokens");
+    auto* copy = static_cast<int32_t*>(pool.shared(kPagesSlot, count * sizeof(int32_t)));
+    for (size_t i = 0; i < count; ++i) {
+        copy[i] = pages[i].cast<int32_t>();
+        require(copy[i] >= 0, "page ", i, " is ", copy[i], ", but must not be negative");
+    }
+    return copy;
+}
+
+// What store_kv and attention say alike about the cache, checked.
+struct CacheArguments {
+    int64_t n, kv_heads, head_dim;
+    uintptr_t k_cache, v_cache;
+    bool half;
+    int64_t page_size;
+    const py::sequence& pages;
+    int64_t start;
+
+    PagedKv checked(Pool& pool) const {
+        PagedKv kv{};
+        kv.half = half;
+        kv.kv_heads = positive(kv_heads, "kv_heads");
+        kv.head_dim = positive(head_dim, "head_dim");
+        kv.page_size = positive(page_size, "page_size");
+        require(kv.page_size % 16 == 0, "page_size is ", page_size, ", but must be a multiple of 16");
+        require(start >= 0, "start is ", start, ", but must not be negative");
+        kv.pages = copy_pages(pool, pages, kv.page_size, positive(n, "n") + static_cast<size_t>(start));
+        kv.k = half ? static_cast<void*>(address<uint16_t>(k_cache, "k_cache")) : address<float>(k_cache, "k_cache");
+        kv.v = half ? static_cast<void*>(address<uint16_t>(v_cache, "v_cache")) : address<float>(v_cache, "v_cache");
+        return kv;
+    }
+};
+
+void py_store_kv(PyPool& pool, uintptr_t k, uintptr_t v, int64_t n, int64_t kv_heads, int64_t head_dim, uintptr_t k_cache, uintptr_t v_cache, bool half,
+                 int64_t page_size, const py::sequence& pages, int64_t start) {
+    Pool& native = pool.get();
+    const PagedKv kv = CacheArguments{n, kv_heads, head_dim, k_cache, v_cache, half, page_size, pages, start}.checked(native);
+    const auto *keys = address<const float>(k, "k"), *values = address<const float>(v, "v");
+    py::gil_scoped_release release;
+    store_kv(native, kv, keys, values, static_cast<size_t>(n), static_cast<size_t>(start));
+}
+
+void py_attention(PyPool& pool, uintptr_t q, int64_t n, int64_t heads, int64_t kv_heads, int64_t head_dim, uintptr_t k_cache, uintptr_t v_cache, bool half,
+                  int64_t page_size, const py::sequence& pages, int64_t start, float scale, uintptr_t out) {
+    Pool& native = pool.get();
+    Attention call{};
+    call.kv = CacheArguments{n, kv_heads, head_dim, k_cache, v_cache, half, page_size, pages, start}.checked(native);
+    call.q = address<const float>(q, "q");
+    call.out = address<float>(out, "out");
+    call.n = static_cast<size_t>(n);
+    call.heads = positive(heads, "heads");
+    call.start = static_cast<size_t>(start);
+    call.scale = scale;
+    require(call.heads % call.kv.kv_heads == 0, "heads is ", heads, ", but must be a multiple of kv_heads, ", kv_heads);
+    py::gil_scoped_release release;
+    attention(native, call);
+}
+
+}  // namespace
+
+void bind_attention(py::class_<PyPool>& pool) {
+    using py::arg;
+    pool.def("rms_norm", &py_rms_norm, arg("x"), arg("weight"), arg("out"), arg("n"), arg("dim"), arg("eps"))
+        .def("rope", &py_rope, arg("x"), arg("n"), arg("heads"), arg("head_dim"), arg("rot_dim"), arg("table"), arg("interleaved"))
+        .def("store_kv", &py_store_kv, arg("k"), arg("v"), arg("n"), arg("kv_heads"), arg("head_dim"), arg("k_cache"), arg("v_cache"), arg("half"),
+             arg("page_size"), arg("pages"), arg("start"))
+        .def("attention", &py_attention, arg("q"), arg("n"), arg("heads"), arg("kv_heads"), arg("head_dim"), arg("k_cache"), arg("v_cache"), arg("half"),
+             arg("page_size"), arg("pages"), arg("start"), arg("scale"), arg("out"));
+}
+
+}  // namespace moespan

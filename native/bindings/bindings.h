@@ -1,0 +1,66 @@
+// What the binding files share: the Python-side Pool and the argument checks. No arithmetic on data here: that is in layers/.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "pool/pool.h"
+
+namespace moespan {
+
+namespace py = pybind11;
+
+// A sentence with numbers, as Python's ValueError (pybind11 turns std::invalid_argument into it).
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+    if (condition) return;
+    std::string text;
+    const auto add = [&text](const auto& part) {
+        if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
+            text += std::to_string(part);
+        } else {
+            text += part;
+        }
+    };
+    (add(parts), ...);
+    throw std::invalid_argument(text);
+}
+
+// A float array whose address Python passed; nullptr is refused where there is something to read or write.
+template <class T>
+T* address(uintptr_t value, const char* name) {
+    require(value != 0, name, " is a null address");
+    require(value % alignof(T) == 0, name, " is not aligned to ", alignof(T), " bytes");
+    return reinterpret_cast<T*>(value);
+}
+
+inline size_t positive(int64_t value, const char* name) {
+    require(value > 0, name, " is ", value, ", but must be at least 1");
+    return static_cast<size_t>(value);
+}
+
+// The pool as Python holds it: close() may come before the last reference goes.
+class PyPool {
+  public:
+    PyPool(const std::vector<int>& cpus, const std::string& isa, int spin_us);
+
+    Pool& get() const {
+        require(pool_ != nullptr, "the pool is closed");
+        return *pool_;
+    }
+    void close() { pool_.reset(); }
+
+  private:
+    std::unique_ptr<Pool> pool_;
+};
+
+void bind_linear(py::module_& module, py::class_<PyPool>& pool);     // linear.cpp: Matrix, linear, ffn, dequantize_rows
+void bind_attention(py::class_<PyPool>& pool);  // attention.cpp: rms_norm, rope, store_kv, attention
+
+}  // namespace moespan

@@ -1,0 +1,33 @@
+// server._native: the surface is described in server/_native.pyi.
+#include "bindings/bindings.h"
+#include "isa/cpu.h"
+
+namespace moespan {
+
+PyPool::PyPool(const std::vector<int>& cpus, const std::string& isa, int spin_us) {
+    require(spin_us >= 0, "spin_us is ", spin_us, ", but must not be negative");
+    pool_ = std::make_unique<Pool>(cpus, kernels_for(isa), spin_us);
+}
+
+namespace {
+
+PYBIND11_MODULE(_native, module) {
+    module.def("available_isas", &available_isas);
+    module.def("supported_types", [] {
+        std::vector<uint32_t> ids;
+        for (size_t i = 0; i < kScalarKernels.format_count; ++i) ids.push_back(kScalarKernels.formats[i].type_id);
+        return ids;
+    });
+
+    py::class_<PyPool> pool(module, "Pool");
+    pool.def(py::init<const std::vector<int>&, const std::string&, int>(), py::arg("cpus"), py::arg("isa"), py::arg("spin_us") = 2000)
+        .def_property_readonly("threads", [](const PyPool& p) { return p.get().threads(); })
+        .def_property_readonly("isa", [](const PyPool& p) { return p.get().kernels().name; })
+        .def("pin_caller", [](const PyPool& p) { p.get().pin_caller(); })
+        .def("close", &PyPool::close, py::call_guard<py::gil_scoped_release>());
+    bind_linear(module, pool);
+    bind_attention(pool);
+}
+
+}  // namespace
+}  // namespace moespan

@@ -1,0 +1,154 @@
+// OpsAvx2: the integer side on AVX2, on top of VecAvx2's floats. The functions are those of OpsScalar (ops_scalar.h).
+#pragma once
+
+#include "vec_avx2.h"
+
+namespace moespan {
+namespace {
+
+struct OpsAvx2 : VecAvx2 {
+    using V8 = VecAvx2;
+    using Codes = __m256i;
+    using Sums = __m256i;
+
+    static float half(uint16_t bits) { return _cvtsh_ss(bits); }
+    static Reg load_bf16(const uint16_t* p) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+    }
+    static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+    static Codes load_codes(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+    static void store_codes(void* p, Codes c) { _mm256_storeu_si256((__m256i*)p, c); }
+    static Codes nibbles(const uint8_t* p) {
+        const __m128i packed = _mm_loadu_si128((const __m128i*)p);
+        const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
+        return _mm256_and_si256(both, _mm256_set1_epi8(15));
+    }
+    static Codes bits(const uint8_t* p, int shift, uint8_t mask) {
+        return _mm256_and_si256(_mm256_srli_epi16(load_codes(p), shift), _mm256_set1_epi8((char)mask));
+    }
+    static Codes or_high(Codes low, Codes high) { return _mm256_or_si256(low, _mm256_slli_epi16(high, 4)); }
+
+    struct HalfPairs {
+        __m256 first, second;
+    };
+    template <size_t stride>
+    static HalfPairs gather_halves(const uint8_t* p, int count) {
+        const auto at = [=](int i) {
+            int32_t both = 0;
+            if (i < count) memcpy(&both, p + i * stride, sizeof(both));
+            return both;
+        };
+        const __m256 a = _mm256_cvtph_ps(_mm_setr_epi32(at(0), at(1), at(4), at(5)));  // first, second of blocks 0 1 | 4 5
+        const __m256 b = _mm256_cvtph_ps(_mm_setr_epi32(at(2), at(3), at(6), at(7)));  // of blocks 2 3 | 6 7
+        return {_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)};
+    }
+    static __m256 from_u8(const uint8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+    static __m256 from_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+    static __m256 twice_low(__m256 v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)); }
+    static __m256 twice_high(__m256 v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)); }
+    static __m256 pair(const float* p) {
+        const __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd((const double*)p));
+        return _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+    }
+
+    // maddubs adds two products into 16 bits, saturating: 2 * 127 * 128 = 32512 fits, 2 * 127 * 255 would not. So unsigned codes may go
+    // up to 128, and signed ones give their sign to x.
+    static Sums dot_unsigned(Codes w, Codes x) { return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)); }
+    static Sums dot_signed(Codes w, Codes x) { return dot_unsigned(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
+    // The 16-bit sums of low and high nibbles are added before they are widened.
+    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
+        const Halves w = two_nibbles(a, b), codes = regroup(x);
+        const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(w.low, codes.low), _mm256_maddubs_epi16(w.high, codes.high));
+        return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    }
+    static __m256 to_float(Sums s) { return _mm256_cvtepi32_ps(s); }
+
+    static constexpr int kTokens = 4;
+
+    static void store_transposed(const Codes* rows, uint8_t* dst, size_t stride) {
+        __m256i pairs[8], quads[8];
+        for (int i = 0; i < 8; i += 2) {  // dwords of two rows, interleaved
+            pairs[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+            pairs[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4) {  // of four rows: in quads[i + s], the low half has step s, the high half step s + 4
+            quads[i] = _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+            quads[i + 1] = _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+            quads[i + 2] = _mm256_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+            quads[i + 3] = _mm256_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+        }
+        for (int s = 0; s < 4; ++s) {
+            store_codes(dst + s * stride, _mm256_permute2x128_si256(quads[s], quads[s + 4], 0x20));
+            store_codes(dst + (s + 4) * stride, _mm256_permute2x128_si256(quads[s], quads[s + 4], 0x31));
+        }
+    }
+
+    // Unsigned codes: as many maddubs results as fit are added in 16 bits before they are widened (all eight steps for 4-bit codes).
+    template <int T, int steps, bool kSigned, int kMax>
+    static void dot_panel(const uint8_t* w, const int8_t* const* x, Reg* out) {
+        constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMax);
+        constexpr int kChain = kFit < 1 ? 1 : kFit < steps ? kFit : steps;
+        __m256i sums[T];
+        for (int i = 0; i < steps; i += kChain) {
+            __m256i chain[T];
+            for (int s = i; s < i + kChain && s < steps; ++s) {
+                const __m256i codes = load_codes(w + 32 * s);
+                const __m256i weight = kSigned ? _mm256_abs_epi8(codes) : codes;
+                for (int t = 0; t < T; ++t) {
+                    int32_t four;
+                    memcpy(&four, x[t] + 4 * s, sizeof(four));
+                    const __m256i input = _mm256_set1_epi32(four);
+                    const __m256i product = _mm256_maddubs_epi16(weight, kSigned ? _mm256_sign_epi8(input, codes) : input);
+                    chain[t] = s == i ? product : _mm256_add_epi16(chain[t], product);
+                }
+            }
+            for (int t = 0; t < T; ++t) {
+                const __m256i wide = _mm256_madd_epi16(chain[t], _mm256_set1_epi16(1));
+                sums[t] = i == 0 ? wide : _mm256_add_epi32(sums[t], wide);
+            }
+        }
+        for (int t = 0; t < T; ++t) out[t] = to_float(sums[t]);
+    }
+
+    static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
+        __m256i q[4];
+        for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(mul(load(x + 8 * i), broadcast(inverse)));
+        *low_sum = sum_lanes(_mm256_add_epi32(q[0], q[1]));
+        *high_sum = sum_lanes(_mm256_add_epi32(q[2], q[3]));
+        // The packs work on each 128-bit half, so that dwords come out in the order 0 2 4 6 1 3 5 7.
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        store_codes(codes, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    }
+    static float max_abs32(const float* x) {
+        const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+        __m256i best = _mm256_setzero_si256();
+        for (int i = 0; i < 4; ++i) best = _mm256_max_epu32(best, _mm256_and_si256(load_codes(x + 8 * i), magnitude));
+        const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(best), _mm256_extracti128_si256(best, 1));
+        const __m128i two = _mm_max_epu32(four, _mm_unpackhi_epi64(four, four));
+        return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(two, _mm_shuffle_epi32(two, 1))));
+    }
+
+    // Codes 0..15 of two blocks, and codes 16..31.
+    struct Halves {
+        Codes low, high;
+    };
+    static Halves two_nibbles(const uint8_t* a, const uint8_t* b) {
+        const __m256i packed = _mm256_loadu2_m128i((const __m128i*)b, (const __m128i*)a), mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(packed, mask), _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask)};
+    }
+    static Halves regroup(const int8_t* x) {
+        const Codes a = load_codes(x), b = load_codes(x + 32);
+        return {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
+    }
+
+  private:
+    static int32_t sum_lanes(__m256i v) {
+        const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+        return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+    }
+};
+
+}  // namespace
+}  // namespace moespan

@@ -1,0 +1,80 @@
+// OpsAvx512: the integer side on AVX-512 with VNNI. The functions are those of OpsScalar (ops_scalar.h).
+//
+// GEMV, which memory limits, works on 32 codes at a time as AVX2 does, with dpbusd for the products; panels are 16 rows wide.
+#pragma once
+
+#include "ops_avx2.h"
+#include "vec_avx512.h"
+
+namespace moespan {
+namespace {
+
+struct OpsAvx512 : VecAvx512 {
+    using V8 = VecAvx2;
+    using Narrow = OpsAvx2;
+    using Codes = __m256i;
+    using Sums = __m256i;
+
+    static float half(uint16_t bits) { return Narrow::half(bits); }
+    static Reg load_bf16(const uint16_t* p) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+    }
+    static void prefetch(const void* p) { Narrow::prefetch(p); }
+
+    static Codes load_codes(const void* p) { return Narrow::load_codes(p); }
+    static void store_codes(void* p, Codes c) { Narrow::store_codes(p, c); }
+    static Codes nibbles(const uint8_t* p) { return Narrow::nibbles(p); }
+    static Codes bits(const uint8_t* p, int shift, uint8_t mask) { return Narrow::bits(p, shift, mask); }
+    static Codes or_high(Codes low, Codes high) { return Narrow::or_high(low, high); }
+
+    using HalfPairs = Narrow::HalfPairs;
+    template <size_t stride>
+    static HalfPairs gather_halves(const uint8_t* p, int count) {
+        return Narrow::gather_halves<stride>(p, count);
+    }
+    static __m256 from_u8(const uint8_t* p) { return Narrow::from_u8(p); }
+    static __m256 from_i8(const int8_t* p) { return Narrow::from_i8(p); }
+    static __m256 twice_low(__m256 v) { return Narrow::twice_low(v); }
+    static __m256 twice_high(__m256 v) { return Narrow::twice_high(v); }
+    static __m256 pair(const float* p) { return Narrow::pair(p); }
+
+    // dpbusd sums four products of unsigned w and signed x into 32 bits without saturating.
+    static Sums dot_unsigned(Codes w, Codes x) { return _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x); }
+    static Sums dot_signed(Codes w, Codes x) { return dot_unsigned(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
+    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
+        const Narrow::Halves w = Narrow::two_nibbles(a, b), codes = Narrow::regroup(x);
+        return _mm256_dpbusd_epi32(dot_unsigned(w.low, codes.low), w.high, codes.high);
+    }
+    static __m256 to_float(Sums s) { return Narrow::to_float(s); }
+
+    static constexpr int kTokens = 8;
+
+    static void store_transposed(const Codes* rows, uint8_t* dst, size_t stride) { Narrow::store_transposed(rows, dst, stride); }
+
+    template <int T, int steps, bool kSigned, int kMax>
+    static void dot_panel(const uint8_t* w, const int8_t* const* x, Reg* out) {
+        __m512i sums[T];
+        for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_si512();
+        for (int s = 0; s < steps; ++s) {
+            const __m512i codes = _mm512_loadu_si512(w + 64 * s);
+            const __m512i weight = kSigned ? _mm512_abs_epi8(codes) : codes;
+            const __mmask64 negative = kSigned ? _mm512_movepi8_mask(codes) : 0;
+            for (int t = 0; t < T; ++t) {
+                int32_t four;
+                memcpy(&four, x[t] + 4 * s, sizeof(four));
+                const __m512i input = _mm512_set1_epi32(four);
+                const __m512i signed_input = kSigned ? _mm512_mask_sub_epi8(input, negative, _mm512_setzero_si512(), input) : input;
+                sums[t] = _mm512_dpbusd_epi32(sums[t], weight, signed_input);
+            }
+        }
+        for (int t = 0; t < T; ++t) out[t] = _mm512_cvtepi32_ps(sums[t]);
+    }
+
+    static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
+        Narrow::quantize32(x, inverse, codes, low_sum, high_sum);
+    }
+    static float max_abs32(const float* x) { return Narrow::max_abs32(x); }
+};
+
+}  // namespace
+}  // namespace moespan

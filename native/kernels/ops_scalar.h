@@ -1,0 +1,150 @@
+// OpsScalar: the integer side in plain C++, on top of VecScalar's floats. The reference for the other Ops, and their documentation.
+//
+// Every Ops type has these; V8 is the ISA's vector of 8 floats, for the 8 sub-blocks of a span (formats-inl.h).
+#pragma once
+
+#include <emmintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "vec_scalar.h"
+
+namespace moespan {
+namespace {
+
+struct OpsScalar : VecScalar {
+    using V8 = VecScalar;
+
+    // 32 weight codes of 8 bits, or 32 activation codes.
+    struct Codes {
+        uint8_t byte[32];
+    };
+    // 32 products summed in fours: lanes 0..3 belong to codes 0..15, lanes 4..7 to codes 16..31.
+    struct Sums {
+        int32_t lane[8];
+    };
+
+    static float half(uint16_t bits) { return half_to_float(bits); }
+    static Reg load_bf16(const uint16_t* p) { return each([=](int i) { return bits_to_float((uint32_t)p[i] << 16); }); }
+    static void prefetch(const void*) {}
+
+    // --- codes from packed bytes ---
+    static Codes load_codes(const void* p) {
+        Codes c;
+        memcpy(c.byte, p, sizeof(c.byte));
+        return c;
+    }
+    static void store_codes(void* p, Codes c) { memcpy(p, c.byte, sizeof(c.byte)); }
+    // 16 bytes: the low nibbles, then the high nibbles.
+    static Codes nibbles(const uint8_t* p) {
+        Codes c;
+        for (int i = 0; i < 16; ++i) {
+            c.byte[i] = p[i] & 15;
+            c.byte[i + 16] = p[i] >> 4;
+        }
+        return c;
+    }
+    // 32 bytes: (byte >> shift) & mask.
+    static Codes bits(const uint8_t* p, int shift, uint8_t mask) {
+        Codes c;
+        for (int i = 0; i < 32; ++i) c.byte[i] = (p[i] >> shift) & mask;
+        return c;
+    }
+    // low | high << 4, where the high parts are below 16.
+    static Codes or_high(Codes low, Codes high) {
+        for (int i = 0; i < 32; ++i) low.byte[i] |= (uint8_t)(high.byte[i] << 4);
+        return low;
+    }
+
+    // --- scales of a span ---
+    // The two halves at p, at p + stride, ...: of each of `count` blocks, zeros in the other lanes.
+    struct HalfPairs {
+        V8::Reg first, second;
+    };
+    template <size_t stride>
+    static HalfPairs gather_halves(const uint8_t* p, int count) {
+        const auto at = [=](int i, int which) {
+            uint16_t bits = 0;
+            if (i < count) memcpy(&bits, p + i * stride + 2 * which, sizeof(bits));
+            return half(bits);
+        };
+        return {V8::each([=](int i) { return at(i, 0); }), V8::each([=](int i) { return at(i, 1); })};
+    }
+    static V8::Reg from_u8(const uint8_t* p) { return V8::each([=](int i) { return (float)p[i]; }); }
+    static V8::Reg from_i8(const int8_t* p) { return V8::each([=](int i) { return (float)p[i]; }); }
+    // (v0 v0 v1 v1 v2 v2 v3 v3) and (v4 v4 ... v7 v7): a scale of each 32 values for each 16.
+    static V8::Reg twice_low(V8::Reg v) { return V8::each([=](int i) { return v.lane[i / 2]; }); }
+    static V8::Reg twice_high(V8::Reg v) { return V8::each([=](int i) { return v.lane[4 + i / 2]; }); }
+    // (p0 p0 p0 p0 p1 p1 p1 p1): the scales of both halves of a Sums.
+    static V8::Reg pair(const float* p) { return V8::each([=](int i) { return p[i / 4]; }); }
+
+    // --- dot products ---
+    static Sums dot_unsigned(Codes w, Codes x) {
+        Sums s = {};
+        for (int i = 0; i < 32; ++i) s.lane[i / 4] += (int)w.byte[i] * (int8_t)x.byte[i];
+        return s;
+    }
+    static Sums dot_signed(Codes w, Codes x) {
+        Sums s = {};
+        for (int i = 0; i < 32; ++i) s.lane[i / 4] += (int)(int8_t)w.byte[i] * (int8_t)x.byte[i];
+        return s;
+    }
+    // Two blocks of 16 bytes of nibbles times x's 64 codes: lanes 0..3 belong to block a, lanes 4..7 to block b.
+    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
+        const Codes w[2] = {nibbles(a), nibbles(b)};
+        Sums s = {};
+        for (int i = 0; i < 64; ++i) s.lane[i / 32 * 4 + i % 4] += (int)w[i / 32].byte[i % 32] * x[i];
+        return s;
+    }
+    static V8::Reg to_float(Sums s) { return V8::each([&](int i) { return (float)s.lane[i]; }); }
+
+    // --- panels (gemm-inl.h): kLanes rows side by side, four codes of each in turn ---
+    static constexpr int kTokens = 4;  // tokens that a micro-kernel works on at once
+
+    // Eight rows' 32 codes: step i (codes 4i .. 4i + 3 of each row) goes to dst + i * stride.
+    static void store_transposed(const Codes* rows, uint8_t* dst, size_t stride) {
+        for (int i = 0; i < 8; ++i) {
+            for (int r = 0; r < 8; ++r) memcpy(dst + i * stride + 4 * r, rows[r].byte + 4 * i, 4);
+        }
+    }
+    // out[t], lane r: the sum over `steps` steps of w (panel row r) times x[t]; unsigned codes up to kMax, or signed ones.
+    template <int T, int steps, bool kSigned, int kMax>
+    static void dot_panel(const uint8_t* w, const int8_t* const* x, Reg* out) {
+        for (int t = 0; t < T; ++t) {
+            out[t] = each([=](int r) {
+                int32_t sum = 0;
+                for (int i = 0; i < 4 * steps; ++i) {
+                    const uint8_t code = w[i / 4 * 4 * kLanes + 4 * r + i % 4];
+                    sum += (kSigned ? (int)(int8_t)code : (int)code) * x[t][i];
+                }
+                return (float)sum;
+            });
+        }
+    }
+
+    // --- activations to int8 ---
+    // codes[i] = x[i] * inverse, to the nearest integer, ties to even; the sums of the first and the last 16 codes.
+    static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
+        int32_t sums[2] = {0, 0};
+        for (int i = 0; i < 32; ++i) {
+            const int q = _mm_cvtss_si32(_mm_set_ss(x[i] * inverse));
+            codes[i] = (int8_t)q;
+            sums[i / 16] += q;
+        }
+        *low_sum = sums[0];
+        *high_sum = sums[1];
+    }
+    // The largest magnitude, compared as bits: those order as the numbers do, with inf and then NaN on top, so neither is lost.
+    static float max_abs32(const float* x) {
+        uint32_t best = 0;
+        for (int i = 0; i < 32; ++i) {
+            const uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffff;
+            best = magnitude > best ? magnitude : best;
+        }
+        return bits_to_float(best);
+    }
+};
+
+}  // namespace
+}  // namespace moespan

@@ -1,0 +1,18 @@
+// The paged KV cache and causal attention over it, on the pool.
+#pragma once
+
+#include <cstddef>
+
+#include "isa/kernels.h"
+#include "pool/pool.h"
+
+namespace moespan {
+
+// Writes k, v [n, kv_heads, head_dim] of positions start .. start + n - 1 into the cache's pages.
+void store_kv(Pool& pool, const PagedKv& kv, const float* k, const float* v, size_t n, size_t start);
+
+// Each query attends to the keys up to its own position; call.kv must hold start + n tokens. Work is cut by KV head and by tiles of query
+// rows, and, where that leaves threads idle (decode over a long context), by runs of keys too.
+void attention(Pool& pool, const Attention& call);
+
+}  // namespace moespan

@@ -1,0 +1,27 @@
+// Weight matrices times activations, on the pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "pool/pool.h"
+
+namespace moespan {
+
+// A weight matrix [rows, cols] in GGUF blocks, row-major. It owns nothing; cols is a multiple of the type's block.
+struct Matrix {
+    uint32_t type_id;
+    size_t rows, cols;
+    size_t row_bytes;
+    const uint8_t* data;
+};
+
+constexpr size_t kMaxMatrices = 8;  // that one call of linear takes
+
+// outs[i] [n, matrices[i].rows] (+)= x [n, cols] @ matrices[i]^T for `count` matrices that share cols. x is quantised once.
+void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, size_t n, float* const* outs, bool accumulate);
+
+// out [n, cols] = the rows row_ids [n] of the matrix; every id is below matrix.rows.
+void dequantize_rows(Pool& pool, const Matrix& matrix, const int64_t* row_ids, size_t n, float* out);
+
+}  // namespace moespan

@@ -1,0 +1,78 @@
+"""The native module's surface (native/bindings). Only server.engine.native imports it.
+
+Addresses are plain ints (`tensor.data_ptr()`): the caller keeps the memory alive and contiguous. Floats are float32 unless said otherwise.
+Every function checks its counts and raises ValueError; none allocates after the first call of its size.
+"""
+
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+def available_isas() -> list[str]:
+    """What this CPU and kernel can run (CPUID and XCR0), best first: of "avx512", "avx2", "scalar"."""
+
+def supported_types() -> list[int]:
+    """ggml type ids that Matrix takes."""
+
+class Matrix:
+    """A weight matrix in GGUF blocks, borrowed from `data` (which is kept alive): [rows, cols], row-major, cols a multiple of the block."""
+
+    def __init__(self, type_id: int, rows: int, cols: int, data: Buffer) -> None: ...
+    @property
+    def type_id(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+
+class Pool:
+    """`len(cpus)` threads pinned to those CPUs; the thread that calls a method is one of them (the first CPU is its own, pinned by pin_caller).
+
+    All methods are for one calling thread at a time and release the GIL. Idle workers spin for at most spin_us, then park.
+    """
+
+    def __init__(self, cpus: Sequence[int], isa: str, spin_us: int = 2000) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def pin_caller(self) -> None:
+        """Pin the calling thread to the pool's first CPU."""
+    def close(self) -> None:
+        """Join the workers."""
+    def linear(self, matrices: Sequence[Matrix], x: int, n: int, outs: Sequence[int], accumulate: bool) -> None:
+        """outs[i][n, rows_i] (+)= x[n, cols] @ matrices[i].T; all matrices share cols. x is quantised once."""
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, out: int, accumulate: bool) -> None:
+        """out[n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden]."""
+    def dequantize_rows(self, matrix: Matrix, row_ids: int, n: int, out: int) -> None:
+        """out[n, cols] = rows of the matrix; row_ids are int64."""
+    def rms_norm(self, x: int, weight: int, out: int, n: int, dim: int, eps: float) -> None:
+        """out[n, dim] = x / sqrt(mean(x^2) + eps) * weight; in place when out == x."""
+    def rope(self, x: int, n: int, heads: int, head_dim: int, rot_dim: int, table: int, interleaved: bool) -> None:
+        """Rotate the first rot_dim of each head of x [n, heads, head_dim] in place; table [n, rot_dim / 2, 2] holds (cos, sin).
+
+        interleaved: pairs (2i, 2i+1), as llama's GGUF files want; otherwise (i, i + rot_dim / 2), as NeoX."""
+    def store_kv(
+        self, k: int, v: int, n: int, kv_heads: int, head_dim: int, k_cache: int, v_cache: int, half: bool, page_size: int, pages: Sequence[int], start: int
+    ) -> None:
+        """Write k, v [n, kv_heads, head_dim] of positions start.. into the layer's pages.
+
+        k_cache [num_pages, kv_heads, head_dim, page_size] (transposed, so that scores need no horizontal sums),
+        v_cache [num_pages, kv_heads, page_size, head_dim]; float16 when half, else float32; page_size a multiple of 16."""
+    def attention(
+        self,
+        q: int,
+        n: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        k_cache: int,
+        v_cache: int,
+        half: bool,
+        page_size: int,
+        pages: Sequence[int],
+        start: int,
+        scale: float,
+        out: int,
+    ) -> None:
+        """Causal attention of q [n, heads, head_dim] at positions start.. over all start + n cached tokens -> out [n, heads, head_dim]."""

@@ -1,0 +1,32 @@
+"""Token ids of a text or a chat, and back: for clients that count before they send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from server.api.convert import template_messages
+from server.api.schemas import DetokenizeRequest, TokenizeRequest, read
+from server.api.serving import Serving
+
+
+def router(serving: Serving) -> APIRouter:
+    """The routes, for one served model."""
+    routes = APIRouter(tags=["tokens"])
+
+    @routes.post("/tokenize")
+    async def tokenize(request: Request) -> dict[str, Any]:
+        loaded = serving.loaded()
+        body = read(TokenizeRequest, await request.body())
+        text = loaded.template.render(template_messages(body.messages)) if body.messages else body.prompt or ""
+        ids = loaded.tokenizer.encode_prompt(text)
+        return {"tokens": ids, "count": len(ids), "max_model_len": loaded.service.cache_lens}
+
+    @routes.post("/detokenize")
+    async def detokenize(request: Request) -> dict[str, str]:
+        loaded = serving.loaded()
+        body = read(DetokenizeRequest, await request.body())
+        return {"prompt": loaded.tokenizer.decode(body.tokens, skip_special=False)}
+
+    return routes

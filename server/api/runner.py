@@ -1,0 +1,123 @@
+"""From an open port to the exit status: the port is bound first, the model loads in a thread while /health answers, SIGTERM drains.
+
+On the first SIGTERM or SIGINT the waiting requests get 503 and the running one may finish within the grace time; only then does the HTTP server
+stop, so that every reply has left. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from sse_starlette.sse import AppStatus
+
+from server.api.app import create_app
+from server.api.serving import Loaded, Serving
+from server.config import ApiConfig
+from server.errors import ConfigError, DeviceError
+
+log = logging.getLogger(__name__)
+
+CLOSING_S = 5  # for replies that are written but not read yet, once the engine has nothing left to do
+
+
+def bind(config: ApiConfig) -> socket.socket:
+    """The listening socket, before anything expensive happens. DeviceError when the port or the address cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise DeviceError(
+            f"Cannot listen on {config.host} port {config.port}: {getattr(error, 'strerror', None) or error}. "
+            f"Stop what uses it, or choose another with --port and --host."
+        ) from error
+    return listener
+
+
+class Runner:
+    """One server process: `Runner(serving, listener, load).run()`."""
+
+    def __init__(self, serving: Serving, listener: socket.socket, load: Callable[[], Loaded]) -> None:
+        self._serving = serving
+        self._listener = listener
+        self._load = load
+        self._loaded: Loaded | None = None
+        self._failure: BaseException | None = None
+        self._server = _Server(_uvicorn_config(serving), self._on_signal)
+        # Streams end because their requests end; the library would cut them at the signal.
+        AppStatus.enable_automatic_graceful_drain = False
+
+    def run(self) -> None:
+        """Serve until a signal. Raises what `load` raised. Call it in the main thread, for the signals."""
+        threading.Thread(target=self._load_model, name="load", daemon=True).start()
+        self._server.run(sockets=[self._listener])
+        if self._loaded is not None:
+            self._loaded.service.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Drain in a thread of its own, then end the server; what a signal does."""
+        self._serving.stop()
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _load_model(self) -> None:
+        try:
+            self._loaded = self._load()
+        except BaseException as error:
+            self._failure = error
+            self._server.should_exit = True
+            return
+        self._serving.ready(self._loaded)
+
+    def _on_signal(self, number: int) -> None:
+        if self._serving.state == "stopping":
+            log.warning("A second signal: stopping at once.")
+            self._server.should_exit = self._server.force_exit = True
+            return
+        log.info("%s: no new requests; the running one has %g s to finish.", signal.Signals(number).name, self._serving.config.scheduler.grace_s)
+        self.stop()
+
+    def _drain(self) -> None:
+        if self._loaded is not None:
+            self._loaded.service.drain(self._serving.config.scheduler.grace_s)
+            self._loaded.service.close()  # what has not ended by now hears so
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with its signals handed to the runner: by itself it stops at once and raises the signal again, so that the exit status is not 0."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_signal(sig)
+
+
+def _uvicorn_config(serving: Serving) -> uvicorn.Config:
+    api = serving.config.api
+    config = uvicorn.Config(
+        create_app(serving),
+        ssl_keyfile=api.ssl_keyfile,
+        ssl_certfile=api.ssl_certfile,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=CLOSING_S,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"The TLS files cannot be used: {error}. Check --ssl_keyfile and --ssl_certfile.") from error
+    return config

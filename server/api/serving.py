@@ -1,0 +1,59 @@
+"""What the HTTP side serves, from the first moment of the process on: loading, then ready, then stopping."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from server.config import Config
+from server.errors import ShuttingDown
+from server.metrics import Metrics
+from server.scheduler.service import Service
+from server.scheduler.worker import GOING_DOWN
+from server.text.template import ChatTemplate
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that can answer. Made by the composition root."""
+
+    service: Service
+    tokenizer: Tokenizer
+    template: ChatTemplate
+
+
+class Serving:
+    """One model's place in the API. `ready` and `stop` are called by the runner, from any thread; requests read it in the event loop."""
+
+    def __init__(self, model_id: str, config: Config, metrics: Metrics) -> None:
+        self.model_id = model_id
+        self.config = config
+        self.metrics = metrics
+        self.created = int(time.time())
+        self._loaded: Loaded | None = None
+        self._stopping = False
+
+    @property
+    def state(self) -> Literal["loading", "ready", "stopping"]:
+        """What /ready says."""
+        if self._stopping:
+            return "stopping"
+        return "loading" if self._loaded is None else "ready"
+
+    def ready(self, loaded: Loaded) -> None:
+        """The model is loaded: answer requests from now on."""
+        self._loaded = loaded
+
+    def stop(self) -> None:
+        """The server is going away: /ready says so, and requests are refused."""
+        self._stopping = True
+
+    def loaded(self) -> Loaded:
+        """The model, or ShuttingDown while there is none."""
+        if self._stopping:
+            raise ShuttingDown(GOING_DOWN)
+        if self._loaded is None:
+            raise ShuttingDown(f"The model {self.model_id} is still loading. Try again in a moment; GET /ready says when it is there.")
+        return self._loaded

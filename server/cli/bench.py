@@ -1,0 +1,90 @@
+"""`moespan bench`: prefill and decode speed of a model on this machine, offline, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from server.bench.offline import Speed, Spread, measure
+from server.cli.flags import config_of
+from server.cli.load import load_engine, model_file
+from server.cli.machine import cpu_name, version
+from server.config import Config
+from server.engine.gguf.reader import GGUFFile
+from server.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Under what conditions a speed was measured: without them it means nothing."""
+
+    version: str
+    cpu: str
+    model: str
+    file: str
+    threads: int
+    isa: str
+    cache_type: str
+    prefill_chunk: int
+
+
+def run(arguments: Namespace) -> int:
+    """Load, measure, print."""
+    config = config_of(arguments)
+    config = replace(config, engine=replace(config.engine, cache_lens=arguments.prompt + arguments.gen))
+    setting, speed = _measured(config, arguments)
+    if arguments.json:
+        print(json.dumps(as_json(setting, speed), indent=2))
+    else:
+        _print_table(setting, speed)
+    return 0
+
+
+def _measured(config: Config, arguments: Namespace) -> tuple[Setting, Speed]:
+    file = model_file(config.model)
+    _check_fits(file, arguments)
+    loaded = load_engine(config, file)
+    engine = loaded.engine
+    try:
+        engine.start()  # this thread is one of the pool's, as the scheduler's worker is in the server
+        counts = {name: getattr(arguments, name) for name in ("prompt", "gen", "repeat")}
+        speed = measure(engine, engine.vocab_size, **counts, progress=partial(_tell, arguments.repeat))
+    finally:
+        engine.close()
+    return Setting(version(), cpu_name(), loaded.name, file.path.name, loaded.threads, loaded.isa, config.engine.cache_type, engine.prefill_chunk), speed
+
+
+def _check_fits(file: GGUFFile, arguments: Namespace) -> None:
+    context = file.metadata.get(f"{file.architecture}.context_length")
+    if isinstance(context, int) and arguments.prompt + arguments.gen > context:
+        raise ConfigError(f"--prompt {arguments.prompt} and --gen {arguments.gen} together are more than the model's context of {context} tokens.")
+
+
+def as_json(setting: Setting, speed: Speed) -> dict[str, object]:
+    """What --json prints; all speeds are tokens per second."""
+    return {**asdict(setting), "prompt": speed.prompt, "gen": speed.gen, "prefill": _spread(speed.prefill), "decode": _spread(speed.decode)}
+
+
+def _spread(spread: Spread) -> dict[str, object]:
+    return {"median": spread.median, "min": spread.low, "max": spread.high, "runs": list(spread.runs)}
+
+
+def _tell(repeat: int, done: int) -> None:
+    """Overwrite one line on a terminal; say nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\rrun {done} of {repeat}", end="\n" if done == repeat else "", file=sys.stderr, flush=True)
+
+
+def _print_table(setting: Setting, speed: Speed) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"{setting.model} ({setting.file}), {setting.threads} threads, {setting.isa}, {setting.cache_type} cache, on {setting.cpu}", markup=False)
+    table = Table("", "tokens", "median tok/s", "min", "max", "runs", box=None)
+    for name, tokens, spread in (("prefill", speed.prompt, speed.prefill), ("decode", speed.gen, speed.decode)):
+        table.add_row(name, str(tokens), f"{spread.median:.1f}", f"{spread.low:.1f}", f"{spread.high:.1f}", str(len(spread.runs)))
+    console.print(table)

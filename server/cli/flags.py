@@ -1,0 +1,163 @@
+"""The command line: which command takes which flags, and what each one means.
+
+A flag of the configuration has the key's own name (`--cpu_infer`), as KTransformers' users know it; `--cpu-infer` is the same flag.
+Its text goes to server.config unread, so that a wrong value meets the same sentence from the command line and from the YAML file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_type_hints
+
+from server.cli.machine import version
+from server.config import KEYS, SECTIONS, Config, load_config
+from server.errors import ConfigError
+
+MODEL_FLAGS = ("model", "gguf_path", "model_path")
+ENGINE_FLAGS = ("cpu_infer", "cache_lens", "cache_type", "prefill_chunk", "device")
+CONFIG_FLAGS: dict[str, tuple[str, ...]] = {  # command -> the configuration's keys that do something there
+    "serve": tuple(KEYS),
+    "chat": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens", "force_think"),
+    "bench": ("model", "gguf_path", "cpu_infer", "cache_type", "prefill_chunk", "device"),
+    "inspect": ("model", "gguf_path"),
+}
+
+HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
+    "model": ("NAME", "an embedded model"),
+    "gguf_path": ("PATH", "a GGUF file, or a directory that holds one model's"),
+    "model_path": ("DIR", "a local Hugging Face directory whose config, tokenizer and chat template replace the GGUF's"),
+    "model_name": ("NAME", "what /v1/models calls the model (default: the name in the GGUF)"),
+    "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow)"),
+    "cache_lens": ("N", "tokens in the KV cache, prompt and reply together (default: the smaller of 8192 and the model's context)"),
+    "cache_type": ("f16|f32", "how the KV cache is stored"),
+    "prefill_chunk": ("N", "the most prompt tokens that one step takes"),
+    "device": ("auto|cpu", "where the model runs; the GPU stage is not built yet, so both mean the CPU"),
+    "max_queue": ("N", "requests that may wait; more get 429"),
+    "max_new_tokens": ("N", "the cap on one reply when the request names none"),
+    "grace_s": ("S", "seconds that the running request may go on after SIGTERM"),
+    "host": ("ADDR", "the address to listen on"),
+    "port": ("N", "the port to listen on; 0 takes any free one"),
+    "api_key": ("KEY", "what clients must send as `Authorization: Bearer KEY`"),
+    "ssl_keyfile": ("FILE", "with --ssl_certfile: serve HTTPS"),
+    "ssl_certfile": ("FILE", "with --ssl_keyfile: serve HTTPS"),
+    "force_think": ("true|false", "chat replies begin with <think>"),
+    "reasoning_format": ("deepseek|none", "deepseek: thoughts go to reasoning_content; none: the raw reply"),
+    "keep_alive_s": ("S", "seconds between comments on a stream that waits or processes its prompt"),
+}
+
+COMMANDS = {
+    "serve": "answer OpenAI's API over HTTP",
+    "chat": "talk to a model in the terminal",
+    "bench": "measure prefill and decode speed, offline",
+    "inspect": "show what a GGUF file holds",
+}
+
+
+class _Parser(ArgumentParser):
+    """argparse, with its complaints turned into ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}. `{self.prog} --help` lists what there is.")
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """The command and its flags; only flags that were given are set. Raises ConfigError; `--help` and `--version` exit."""
+    parser, commands = _build()
+    arguments, unknown = parser.parse_known_args([_underscored(word) for word in argv] or ["--help"])
+    if unknown:
+        raise ConfigError(_unknown(arguments.command, unknown[0], commands[arguments.command]))
+    return arguments
+
+
+def config_of(arguments: Namespace) -> Config:
+    """The configuration that the command line and its --config file describe."""
+    given = vars(arguments)
+    return load_config(given.get("config"), {key: given[key] for key in KEYS if key in given})
+
+
+def _underscored(word: str) -> str:
+    """--cpu-infer=4 -> --cpu_infer=4; a value keeps its hyphens."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+
+
+def _unknown(command: str, word: str, parser: ArgumentParser) -> str:
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return f"`moespan {command}` does not know what to do with '{word}'."
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"`moespan {command} --help` lists the flags."
+    if name.lstrip("-") in KEYS:
+        hint = f"It belongs to `moespan {next(c for c, keys in CONFIG_FLAGS.items() if name.lstrip('-') in keys)}`."
+    return f"`moespan {command}` has no flag {name}. {hint}"
+
+
+# --- Building the parsers ----------------------------------------------------
+
+
+def _build() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    parser = _Parser(prog="moespan", description="Serve GGUF models over OpenAI's API.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"moespan {version()}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands: dict[str, ArgumentParser] = {}
+    for name, meaning in COMMANDS.items():
+        command = subparsers.add_parser(name, help=meaning, description=f"moespan {name}: {meaning}.", allow_abbrev=False)
+        _add_config_flags(command, name)
+        command.add_argument("-v", "--verbose", action="store_true", help="log more, and show a traceback with an error")
+        commands[name] = command
+    _add_chat_flags(commands["chat"])
+    _add_bench_flags(commands["bench"])
+    _add_inspect_flags(commands["inspect"])
+    return parser, commands
+
+
+def _add_config_flags(parser: ArgumentParser, command: str) -> None:
+    parser.add_argument("--config", type=Path, default=SUPPRESS, metavar="FILE", help="settings as in configs/server.yaml; flags win over it")
+    for key in CONFIG_FLAGS[command]:
+        metavar, meaning = HELP[key]
+        default = _default(key)
+        meaning += f" (default: {default})" if default is not None and "(default" not in meaning else ""
+        if get_type_hints(SECTIONS[KEYS[key]])[key] is bool:
+            parser.add_argument(f"--{key}", nargs="?", const="true", default=SUPPRESS, metavar=metavar, help=meaning)
+            parser.add_argument(f"--no_{key}", dest=key, action="store_const", const="false", default=SUPPRESS, help=f"the same as --{key} false")
+        else:
+            parser.add_argument(f"--{key}", default=SUPPRESS, metavar=metavar, help=meaning)
+
+
+def _default(key: str) -> object:
+    value = getattr(SECTIONS[KEYS[key]](), key)
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+_count.__name__ = "count (1 or more)"  # argparse names the type in its complaint: "invalid count (1 or more) value: '0'"
+
+
+def _add_chat_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--prompt_file", type=Path, metavar="FILE", help="say what the file holds, print the answer and stop")
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1.0)")
+    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold this much probability (default: 1.0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+
+
+def _add_bench_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--prompt", type=_count, default=512, metavar="N", help="prompt tokens to prefill (default: 512)")
+    parser.add_argument("--gen", type=_count, default=64, metavar="N", help="tokens to decode after the prompt (default: 64)")
+    parser.add_argument("--repeat", type=_count, default=3, metavar="N", help="timed runs, after one that is not timed (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_inspect_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as --gguf_path")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

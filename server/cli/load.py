@@ -1,0 +1,83 @@
+"""From the configuration to a loaded model, with words for the person who waits: what is loaded, how far it is, what it runs on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from server.cli.contents import mix, size
+from server.cli.embedded import chosen_gguf
+from server.cli.machine import gpu_nodes
+from server.config import Config, EngineConfig, ModelConfig
+
+if TYPE_CHECKING:  # torch takes a second to import: wrong flags are answered before that
+    from server.api.serving import Loaded
+    from server.engine.gguf.reader import GGUFFile
+    from server.engine.loader import LoadedModel, Progress
+    from server.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+def model_file(config: ModelConfig) -> GGUFFile:
+    """The configured model's file, its header checked: whatever is wrong with it is said before anything is built. Raises ModelError."""
+    from server.engine.gguf.reader import GGUFFile
+
+    return GGUFFile.open(chosen_gguf(config))
+
+
+def model_id(config: ModelConfig, file: GGUFFile) -> str:
+    """What clients call the model: --model_name, an embedded model's own name, or the name in the file."""
+    if config.model_name or config.gguf_path is None:
+        return config.model_name or config.model
+    return str(file.metadata.get("general.name") or file.path.stem)
+
+
+def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
+    """Build the engine, and tell the log what is loaded and what it runs on. Raises ModelError, ConfigError or DeviceError."""
+    _log.info("Loading %s: %s, %s, %s.", file.path, file.architecture, size(sum(map(len, file.maps))), mix(file))
+    _mention_gpu(config.engine)
+    from server.engine.loader import load_model
+
+    with _progress_bar() as progress:
+        loaded = load_model(file.path, config.engine, hf_directory=config.model.model_path, progress=progress)
+    _log.info(
+        "%s is loaded: %d threads, ISA %s, KV cache of %d tokens (%s, %s).",
+        loaded.name, loaded.threads, loaded.isa, loaded.cache_lens, config.engine.cache_type, size(loaded.cache_bytes),
+    )  # fmt: skip
+    return loaded
+
+
+def load_chat(config: Config, file: GGUFFile, metrics: Metrics) -> Loaded:
+    """The engine behind its scheduler, and the model's text side. Close its service in the end."""
+    from server.api.serving import Loaded
+    from server.scheduler.service import Service
+    from server.text.load import load_template, load_tokenizer
+
+    tokenizer = load_tokenizer(file.metadata, config.model.model_path)
+    template = load_template(file.metadata, tokenizer, config.model.model_path)
+    loaded = load_engine(config, file)
+    service = Service(loaded.engine, config.scheduler, loaded.cache_lens, metrics, on_start=loaded.engine.start)
+    return Loaded(service, tokenizer, template)
+
+
+def _mention_gpu(engine: EngineConfig) -> None:
+    if engine.device == "auto" and gpu_nodes():
+        _log.info("There is a GPU, but this version does not use it yet: everything runs on the CPU.")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress | None]:
+    """A bar of the bytes read, on a terminal; nothing in a log file."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    with Progress(TextColumn("Reading"), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,51 @@
+"""`moespan serve`: check the model, take the port, load while /health answers, then serve until a signal.
+
+What is cheap and may fail comes first: a wrong flag, a damaged file or a taken port is told within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from argparse import Namespace
+
+from server.cli.flags import config_of
+from server.cli.load import load_chat, model_file, model_id
+from server.config import ApiConfig
+from server.metrics import Metrics
+
+
+def run(arguments: Namespace) -> int:
+    """Serve; 0 after a signal."""
+    config = config_of(arguments)
+    file = model_file(config.model)
+    from server.api.runner import Runner, bind
+    from server.api.serving import Loaded, Serving
+
+    listener = bind(config.api)
+    serving = Serving(model_id(config.model, file), config, Metrics())
+
+    def load() -> Loaded:
+        loaded = load_chat(config, file, serving.metrics)
+        print(welcome(serving.model_id, address(config.api, listener), config.api), flush=True)
+        return loaded
+
+    Runner(serving, listener, load).run()
+    return 0
+
+
+def address(api: ApiConfig, listener: socket.socket) -> str:
+    """The URL at which this machine reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)
+    return f"{'https' if api.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def welcome(model: str, url: str, api: ApiConfig) -> str:
+    """Where the server is, and a line to try it with."""
+    question = {"role": "user", "content": "What is the capital of France, and why is it famous?"}
+    body = {"model": model, "stream": True, "temperature": 0, "messages": [question]}
+    key = """ -H "Authorization: Bearer $API_KEY" """.rstrip() if api.api_key else ""
+    insecure = " -k" if api.ssl_certfile else ""
+    call = f"curl -N{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
+    return f"\n{model} is ready at {url}/v1. Try:\n\n{call}\n"

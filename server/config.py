@@ -1,0 +1,252 @@
+"""Configuration: frozen; merged from defaults, a YAML file and flags (the later wins) and checked once, before anything is built.
+
+`load_config` reads as its steps: the file's settings, the flags laid over them, the dataclasses built, the values checked.
+What depends on the machine (cpu_infer) or on the model (cache_lens) stays None here; the engine fills it in as it is built.
+A key's name is the same everywhere: field here, key in the file's section, flag on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from server.errors import ConfigError
+
+ReasoningFormat = Literal["deepseek", "none"]
+CacheType = Literal["f16", "f32"]
+Device = Literal["auto", "cpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Where the model comes from. gguf_path wins over model; a person who gives both at once is told."""
+
+    model: str = "smollm2"  # an embedded model's name
+    gguf_path: Path | None = None  # a GGUF file, or a directory that holds one model
+    model_path: Path | None = None  # local HF directory that overrides config, tokenizer and chat template
+    model_name: str | None = None  # what /v1/models calls it; None: from the GGUF
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the model runs."""
+
+    cpu_infer: int | None = None  # pinned CPU threads; None: every CPU that affinity and cgroup allow
+    cache_lens: int | None = None  # KV tokens; None: the smaller of 8192 and the model's context
+    cache_type: CacheType = "f16"  # how the KV cache is stored
+    prefill_chunk: int = 512  # the most prompt tokens in one step
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """How requests wait."""
+
+    max_queue: int = 64  # waiting requests; more get 429
+    max_new_tokens: int = 2048  # a reply's cap when the request names none
+    grace_s: float = 30.0  # how long the running request may go on after SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """How the HTTP side behaves."""
+
+    host: str = "127.0.0.1"
+    port: int = 10002
+    api_key: str | None = field(default=None, repr=False)
+    ssl_keyfile: Path | None = None
+    ssl_certfile: Path | None = None
+    force_think: bool = False
+    reasoning_format: ReasoningFormat = "deepseek"
+    keep_alive_s: float = 5.0  # between SSE comments while a stream waits
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    api: ApiConfig = ApiConfig()
+
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "engine": EngineConfig, "scheduler": SchedulerConfig, "api": ApiConfig}
+KEYS: dict[str, str] = {key: section for section, kind in SECTIONS.items() for key in get_type_hints(kind)}  # key -> its section
+
+Settings = dict[str, Any]  # key -> value of the field's type; keys are unique over the sections
+
+
+def load_config(file: Path | None = None, flags: Mapping[str, object] | None = None) -> Config:
+    """Defaults < the YAML file < flags (key -> a flag's text, or a value). Raises ConfigError with a sentence for whatever is wrong."""
+    from_file = _one_model(_read_file(file)) if file else {}
+    from_flags = _one_model({key: _convert(f"--{key}", key, value) for key, value in (flags or {}).items()})
+    if "model" in from_flags:  # a name on the command line also beats a path in the file
+        from_file.pop("gguf_path", None)
+    config = _build({**from_file, **from_flags})
+    _check(config)
+    return config
+
+
+# --- The YAML file -----------------------------------------------------------
+
+
+def _read_file(file: Path) -> Settings:
+    settings: Settings = {}
+    for section, keys in _parse_yaml(file).items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{file}: there is no section '{section}'.{_hint(str(section), SECTIONS)}")
+        if keys is not None and not isinstance(keys, dict):
+            raise ConfigError(f"{file}: the section '{section}' must hold lines of `key: value`, not {keys!r}.")
+        for key, value in (keys or {}).items():
+            _check_key(file, section, str(key))
+            settings[key] = _convert(f"{file}: {section}.{key}", key, value)
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _parse_yaml(file: Path) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration file {file}: {getattr(error, 'strerror', None) or error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{file} must hold the sections {', '.join(SECTIONS)}; see configs/server.yaml for every key.")
+    return tree or {}
+
+
+def _check_key(file: Path, section: str, key: str) -> None:
+    if KEYS.get(key) == section:
+        return
+    if key in KEYS:
+        raise ConfigError(f"{file}: '{key}' belongs to the section '{KEYS[key]}', not to '{section}'.")
+    raise ConfigError(f"{file}: there is no key '{key}' in the section '{section}'.{_hint(key, KEYS)}")
+
+
+def _hint(word: str, known: Mapping[str, object]) -> str:
+    """The nearest known name, or all of them."""
+    near = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
+    return f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(known)}."
+
+
+# --- One value ---------------------------------------------------------------
+
+
+def _convert(label: str, key: str, value: object) -> Any:
+    """`value` (from YAML, or a flag's text) as the field's type; `label` names it in the error."""
+    kind = get_type_hints(SECTIONS[KEYS[key]])[key]
+    if isinstance(kind, types.UnionType):  # X | None
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    elif value is None:  # `key:` with nothing after it: the default stands
+        return None
+    if get_origin(kind) is Literal:
+        return _choice(label, value, get_args(kind))
+    return _CONVERTERS[kind](label, value)
+
+
+def _choice(label: str, value: object, choices: tuple[str, ...]) -> str:
+    if value in choices:
+        return str(value)
+    raise ConfigError(f"{label} must be one of {', '.join(choices)}, not {value!r}.")
+
+
+def _to_bool(label: str, value: object) -> bool:
+    word = str(value).lower()
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise ConfigError(f"{label} must be true or false, not {value!r}.")
+
+
+def _to_int(label: str, value: object) -> int:
+    try:
+        if isinstance(value, (int, str)) and not isinstance(value, bool):
+            return int(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"{label} must be a whole number, not {value!r}.")
+
+
+def _to_float(label: str, value: object) -> float:
+    try:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"{label} must be a number, not {value!r}.")
+
+
+def _to_str(label: str, value: object) -> str:
+    if isinstance(value, (dict, list)) or value == "":
+        raise ConfigError(f"{label} must be some text, not {value!r}.")
+    return str(value)
+
+
+def _to_path(label: str, value: object) -> Path:
+    return Path(_to_str(label, value)).expanduser()
+
+
+_CONVERTERS: dict[type, Callable[[str, object], object]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str, Path: _to_path}
+
+
+# --- All values together -----------------------------------------------------
+
+
+def _one_model(settings: Settings) -> Settings:
+    """Refuse two models given in one place; a flag over a file's key is no conflict."""
+    if settings.get("model") and settings.get("gguf_path"):
+        raise ConfigError(f"model ({settings['model']}) and gguf_path ({settings['gguf_path']}) both name a model: give one of them.")
+    return settings
+
+
+def _build(settings: Settings) -> Config:
+    parts = {section: kind(**{key: value for key, value in settings.items() if KEYS[key] == section}) for section, kind in SECTIONS.items()}
+    return Config(**parts)
+
+
+def _check(config: Config) -> None:
+    """Raise the sentence of the first rule that the configuration breaks."""
+    for holds, sentence in (*_engine_rules(config.engine), *_scheduler_rules(config.scheduler), *_api_rules(config.api)):
+        if not holds:
+            raise ConfigError(sentence)
+
+
+def _engine_rules(engine: EngineConfig) -> list[tuple[bool, str]]:
+    threads, tokens = engine.cpu_infer, engine.cache_lens
+    return [
+        (threads is None or threads >= 1, f"cpu_infer is {threads}, but the model needs at least one CPU thread. Leave it out to use every CPU."),
+        (
+            tokens is None or tokens >= 2,
+            f"cache_lens is {tokens}, but the KV cache must hold the prompt and the reply, so at least 2 tokens. "
+            "Leave it out for the smaller of 8192 and the model's context.",
+        ),
+        (engine.prefill_chunk >= 1, f"prefill_chunk is {engine.prefill_chunk}, but a step takes at least 1 token. The default is 512."),
+    ]
+
+
+def _scheduler_rules(scheduler: SchedulerConfig) -> list[tuple[bool, str]]:
+    return [
+        (scheduler.max_queue >= 1, f"max_queue is {scheduler.max_queue}, but at least 1 request must be able to wait. The default is 64."),
+        (scheduler.max_new_tokens >= 1, f"max_new_tokens is {scheduler.max_new_tokens}, but a reply has at least 1 token. The default is 2048."),
+        (scheduler.grace_s >= 0, f"grace_s is {scheduler.grace_s}, but it counts seconds, 0 or more. The default is 30."),
+    ]
+
+
+def _api_rules(api: ApiConfig) -> list[tuple[bool, str]]:
+    missing = [path for path in (api.ssl_keyfile, api.ssl_certfile) if path and not path.is_file()]
+    return [
+        (0 <= api.port <= 65535, f"port is {api.port}, but ports go from 1 to 65535 (0 takes any free one). The default is 10002."),
+        (api.keep_alive_s > 0, f"keep_alive_s is {api.keep_alive_s}, but it counts the seconds between two signs of life, more than 0. The default is 5."),
+        ((api.ssl_keyfile is None) == (api.ssl_certfile is None), "HTTPS needs both ssl_keyfile and ssl_certfile: give the other one as well."),
+        (not missing, f"There is no file {missing[0] if missing else ''}: ssl_keyfile and ssl_certfile must name PEM files."),
+    ]

@@ -1,0 +1,83 @@
+"""The engine: a step goes in, its tokens run through the model, one token comes out. Nothing here knows what a request is."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from server.engine.kv_cache import PAGE_SIZE, KVCache
+from server.engine.models.transformer import Transformer
+from server.engine.native import NativeOps
+from server.engine.ops import Span
+from server.engine.protocol import Drawn, Sampler, Step
+from server.engine.sampler import TokenSampler
+from server.errors import RequestError
+from server.types import SamplingParams
+
+_log = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """One model on this machine's CPUs: server.engine.protocol.Engine. Called from one thread, which is one of the pool's."""
+
+    def __init__(self, model: Transformer, cache: KVCache, ops: NativeOps, prefill_chunk: int) -> None:
+        self._model, self._cache, self._ops = model, cache, ops
+        self._prefill_chunk = prefill_chunk
+
+    @property
+    def page_size(self) -> int:
+        return PAGE_SIZE
+
+    @property
+    def num_pages(self) -> int:
+        return self._cache.num_pages
+
+    @property
+    def prefill_chunk(self) -> int:
+        return self._prefill_chunk
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    def start(self) -> None:
+        """To be called once by the thread that will call step: takes its place in the pool, then warms the model up.
+
+        The warm-up writes to page 0, which no sequence has yet.
+        """
+        self._ops.pin_caller()
+        self.logits(Step((0,) * min(8, self._prefill_chunk), 0, (0,), None))
+
+    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> Sampler:
+        """Raises RequestError when logit_bias names a token that the model does not have."""
+        beyond = [token_id for token_id in params.logit_bias if not 0 <= token_id < self.vocab_size]
+        if beyond:
+            raise RequestError(f"logit_bias: token id {beyond[0]} is not in the vocabulary of {self.vocab_size} tokens.", param="logit_bias")
+        return TokenSampler(params, prompt_ids)
+
+    @torch.inference_mode()
+    def step(self, step: Step) -> Drawn | None:
+        """Run the step's tokens; with a sampler, draw from the last one's logits."""
+        hidden = self._hidden(step)
+        if step.sampler is None:
+            return None
+        assert isinstance(step.sampler, TokenSampler)
+        return step.sampler.draw(self._model.logits(hidden[-1:])[0])
+
+    @torch.inference_mode()
+    def logits(self, step: Step) -> Tensor:
+        """Run the step's tokens and return the logits after each of them, [n, vocab] float32: for evaluation and tests."""
+        return self._model.logits(self._hidden(step))
+
+    def close(self) -> None:
+        self._ops.close()
+
+    def _hidden(self, step: Step) -> Tensor:
+        """Hidden states [n, hidden] after the last layer."""
+        n = len(step.token_ids)
+        assert 0 < n <= self._prefill_chunk, f"a step of {n} tokens"
+        assert len(step.pages) * PAGE_SIZE >= step.start + n, "the pages do not cover the step"
+        span = Span(step.start, n, step.pages)
+        return self._model.forward(torch.tensor(step.token_ids, dtype=torch.int64), self._cache.layers, span)

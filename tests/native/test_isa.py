@@ -1,0 +1,132 @@
+"""Which instruction set and which CPUs are used: the best by default, a forced one if the CPU has it, and a refusal otherwise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from server import _native
+from server.engine import native
+from server.errors import DeviceError
+from tests.native.blocks import TYPES, random_weights
+
+
+def cpu_flags() -> set[str]:
+    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    return set(line.split(":")[1].split())
+
+
+def test_available_isas_are_those_of_proc_cpuinfo() -> None:
+    """The kernel lists a flag only if it also saves the registers."""
+    flags, wanted = cpu_flags(), []
+    if {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"} <= flags:
+        wanted.append("avx512")
+    if {"avx2", "fma", "f16c"} <= flags:
+        wanted.append("avx2")
+    assert _native.available_isas() == [*wanted, "scalar"]
+
+
+@pytest.mark.parametrize("name", ["", "auto"])
+def test_the_best_is_the_default(name: str) -> None:
+    pool = _native.Pool([0], name)
+    assert pool.isa == _native.available_isas()[0]
+    pool.close()
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_a_forced_isa_is_the_one_that_runs(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESPAN_ISA", isa)
+    ops = native.open_ops(1)
+    assert ops.isa == isa
+    ops.close()
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2", *({"avx512", "avx2"} - set(_native.available_isas()))])
+def test_an_isa_that_the_cpu_lacks_is_refused(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=f"'{isa}' cannot run on this CPU. Available: .*scalar"):
+        _native.Pool([0], isa)
+    monkeypatch.setenv("MOESPAN_ISA", isa)
+    with pytest.raises(DeviceError, match=f"MOESPAN_ISA asks for '{isa}', which this CPU cannot run. Available here: .*scalar"):
+        native.open_ops(1)
+
+
+def test_supported_types() -> None:
+    assert sorted(_native.supported_types()) == sorted(int(t) for t in TYPES)
+
+
+# --- NativeOps ---------------------------------------------------------------
+
+
+def test_native_ops_runs_on_tensors() -> None:
+    ops = native.open_ops(2)
+    weights = random_weights(Type.F16, 6, 32, np.random.default_rng(0))
+    matrix = ops.matrix(int(Type.F16), 6, 32, memoryview(weights.data))
+    rows, product = torch.empty(6, 32), torch.empty(6, 6)
+    ops.dequantize_rows(matrix, torch.arange(6), rows)
+    np.testing.assert_array_equal(rows.numpy(), weights.values.astype(np.float32))
+    ops.linear([matrix], rows, [product])
+    np.testing.assert_allclose(product, rows @ rows.T, rtol=1e-5, atol=1e-5)
+    for x, out in [(rows.double(), product), (rows.T, product), (rows, product[:5]), (rows, product.half())]:
+        with pytest.raises(AssertionError):
+            ops.linear([matrix], x, [out])
+    ops.close()
+
+
+def test_threads_are_capped_at_the_cpus_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    cpus = len(native.cpus_allowed())
+    ops = native.open_ops(cpus + 1)
+    assert ops.threads == cpus
+    assert f"cpu_infer is {cpus + 1}, but only {cpus} CPUs" in caplog.text
+    ops.close()
+
+
+def test_a_missing_module_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> object:
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(native.importlib, "import_module", fail)
+    with pytest.raises(DeviceError, match=r"No module named 'server._native'.*pip install"):
+        native.open_ops()
+
+
+# --- CPUs --------------------------------------------------------------------
+
+
+def test_the_affinity_mask_is_heeded() -> None:
+    everything = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {max(everything)})
+        assert native.cpus_allowed() == [max(everything)]
+    finally:
+        os.sched_setaffinity(0, everything)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "250000 100000\n"}, 2.5),
+        ({"cpu.max": "50000 100000"}, 0.5),
+        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.cfs_quota_us": "300000\n", "cpu.cfs_period_us": "100000\n"}, 3.0),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_cgroup_quota_of_both_versions(tmp_path: Path, files: dict[str, str], cpus: float | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert native.cgroup_quota(tmp_path) == cpus
+
+
+def test_the_smallest_quota_counts_and_one_cpu_remains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "cpu.max").write_text("50000 100000")
+    (tmp_path / "inner" / "cpu.max").write_text("800000 100000")
+    monkeypatch.setattr(native, "_cgroup_directories", lambda: iter([tmp_path / "inner", tmp_path]))
+    assert len(native.cpus_allowed()) == 1

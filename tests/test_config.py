@@ -1,0 +1,134 @@
+"""Merging, and the sentence for every bad value: whoever meets one must read what to do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from server.config import KEYS, SECTIONS, ApiConfig, Config, EngineConfig, ModelConfig, load_config
+from server.errors import ConfigError
+
+SHIPPED = Path(__file__).parent.parent / "configs" / "server.yaml"
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str) -> Path:
+        file = tmp_path / "server.yaml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def test_nothing_given_is_the_defaults():
+    assert load_config() == Config()
+
+
+def test_keys_are_unique_over_the_sections():
+    assert len(KEYS) == sum(len(fields(kind)) for kind in SECTIONS.values())
+
+
+def test_the_shipped_file_shows_every_key_with_its_default():
+    tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    assert {(section, key) for section, keys in tree.items() for key in keys} == {(section, key) for key, section in KEYS.items()}
+    assert load_config(SHIPPED) == Config()
+    for section, keys in tree.items():
+        for key, value in keys.items():
+            assert value == getattr(SECTIONS[section](), key), f"{section}.{key}"
+
+
+def test_the_file_wins_over_defaults_and_flags_win_over_the_file(write):
+    file = write("engine: {cpu_infer: 3, cache_lens: 4096}\napi: {port: 8080}\n")
+    config = load_config(file, {"cpu_infer": "5", "force_think": "true"})
+    assert config.engine == EngineConfig(cpu_infer=5, cache_lens=4096)
+    assert config.api == ApiConfig(port=8080, force_think=True)
+
+
+def test_values_get_their_field_s_type(write):
+    config = load_config(write("api: {force_think: 'on', keep_alive_s: 2}"), {"gguf_path": "~/m.gguf", "grace_s": "1.5", "port": "0"})
+    assert config.api.force_think is True
+    assert isinstance(config.api.keep_alive_s, float)
+    assert config.model.gguf_path == Path(os.path.expanduser("~/m.gguf"))
+    assert (config.scheduler.grace_s, config.api.port) == (1.5, 0)
+
+
+def test_a_key_left_empty_keeps_its_default(write):
+    assert load_config(write("engine:\n  prefill_chunk:\nmodel:\n")) == Config()
+    assert load_config(write("")) == Config()
+
+
+def test_a_flag_names_another_model_than_the_file(write):
+    assert load_config(write("model: {gguf_path: a.gguf}"), {"model": "smollm2"}).model == ModelConfig()
+    assert load_config(write("model: {model: smollm2}"), {"gguf_path": "a.gguf"}).model.gguf_path == Path("a.gguf")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("engin: {}", "there is no section 'engin'. Did you mean 'engine'?"),
+        ("engine: {cpu_infr: 2}", "there is no key 'cpu_infr' in the section 'engine'. Did you mean 'cpu_infer'?"),
+        ("engine: {cpu-infer: 2}", "Did you mean 'cpu_infer'?"),
+        ("api: {cpu_infer: 2}", "'cpu_infer' belongs to the section 'engine', not to 'api'"),
+        ("engine: {zzz: 2}", "There are: model, gguf_path"),
+        ("engine: 3", "the section 'engine' must hold lines of `key: value`"),
+        ("- engine", "must hold the sections model, engine, scheduler, api"),
+        ("engine: {cpu_infer: many}", "engine.cpu_infer must be a whole number, not 'many'"),
+        ("engine: {cpu_infer: 1.5}", "engine.cpu_infer must be a whole number, not 1.5"),
+        ("engine: {cpu_infer: true}", "engine.cpu_infer must be a whole number, not True"),
+        ("engine: [", "is not valid YAML"),
+        ("model: {model: smollm2, gguf_path: a.gguf}", "both name a model: give one of them"),
+    ],
+)
+def test_a_wrong_file_says_where(write, text, sentence):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(text))
+    assert sentence in str(error.value)
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"Cannot read the configuration file nowhere.yaml: No such file"):
+        load_config(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"cpu_infer": "0"}, "cpu_infer is 0, but the model needs at least one CPU thread. Leave it out to use every CPU."),
+        ({"cpu_infer": "-1"}, "cpu_infer is -1"),
+        ({"cpu_infer": "x"}, "--cpu_infer must be a whole number, not 'x'"),
+        ({"cache_lens": "0"}, "cache_lens is 0, but the KV cache must hold the prompt and the reply"),
+        ({"cache_lens": "1"}, "at least 2 tokens"),
+        ({"cache_type": "q8"}, "--cache_type must be one of f16, f32, not 'q8'"),
+        ({"device": "cuda"}, "--device must be one of auto, cpu, not 'cuda'"),
+        ({"prefill_chunk": "0"}, "prefill_chunk is 0"),
+        ({"max_queue": "0"}, "max_queue is 0, but at least 1 request must be able to wait"),
+        ({"max_new_tokens": "0"}, "max_new_tokens is 0"),
+        ({"grace_s": "-1"}, "grace_s is -1.0"),
+        ({"grace_s": "nan"}, "grace_s is nan"),
+        ({"grace_s": "soon"}, "--grace_s must be a number, not 'soon'"),
+        ({"keep_alive_s": "0"}, "keep_alive_s is 0.0"),
+        ({"port": "70000"}, "port is 70000, but ports go from 1 to 65535"),
+        ({"port": "-1"}, "port is -1"),
+        ({"host": ""}, "--host must be some text"),
+        ({"api_key": ""}, "--api_key must be some text"),
+        ({"force_think": "maybe"}, "--force_think must be true or false, not 'maybe'"),
+        ({"reasoning_format": "auto"}, "--reasoning_format must be one of deepseek, none"),
+        ({"model": "smollm2", "gguf_path": "a.gguf"}, "model (smollm2) and gguf_path (a.gguf) both name a model: give one of them."),
+        ({"ssl_keyfile": "key.pem"}, "HTTPS needs both ssl_keyfile and ssl_certfile"),
+        ({"ssl_certfile": "cert.pem"}, "HTTPS needs both ssl_keyfile and ssl_certfile"),
+        ({"ssl_keyfile": "key.pem", "ssl_certfile": "cert.pem"}, "There is no file key.pem"),
+    ],
+)
+def test_a_bad_value_meets_a_sentence(flags, sentence):
+    with pytest.raises(ConfigError) as error:
+        load_config(flags=flags)
+    assert sentence in str(error.value)
+
+
+def test_a_secret_is_not_printed():
+    assert "s3cret" not in repr(load_config(flags={"api_key": "s3cret"}))

@@ -1,0 +1,137 @@
+"""A tokenizer read from metadata is the tokenizer that was trained; its bytes are exact."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from server.errors import RequestError
+from server.text.load import from_metadata
+from server.text.tokenizer import ByteTokenizer
+from tests.text.conftest import CONTROL, QWEN2_LIKE, STRINGS, Trained, train
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_encodes_and_decodes_as_the_original(trained: Trained, text: str) -> None:
+    tokenizer = from_metadata(trained.metadata)
+    ids = tokenizer.encode(text)
+    assert ids == trained.original.encode(text).ids
+    assert tokenizer.decode(ids) == trained.original.decode(ids, skip_special_tokens=True)
+    assert tokenizer.decode(ids, skip_special=False) == text
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_another_row_of_the_table(text: str) -> None:
+    original, metadata = train(QWEN2_LIKE, "qwen2")
+    assert from_metadata(metadata).encode(text.replace("e\u0301", "é")) == original.encode(text.replace("e\u0301", "é")).ids
+
+
+def test_qwen2_composes_characters_first() -> None:
+    tokenizer = from_metadata(train(QWEN2_LIKE, "qwen2").metadata)
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("é")
+
+
+def test_random_ids_decode_as_the_original(trained: Trained) -> None:
+    tokenizer, rng = from_metadata(trained.metadata), random.Random(0)
+    for _ in range(500):
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(20)]
+        assert tokenizer.decode(ids) == trained.original.decode(ids, skip_special_tokens=True)
+
+
+def test_control_tokens_in_a_text_can_be_taken_as_plain_text(trained: Trained) -> None:
+    tokenizer = from_metadata(trained.metadata)
+    text = "a<|im_end|>b<think>"
+    ids = tokenizer.encode(text, special=False)
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    assert ids[-1] == trained.original.token_to_id("<think>"), "user-defined tokens are text, and stay one token"
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode(text) != ids
+
+
+def test_bytes_of_a_token(trained: Trained) -> None:
+    tokenizer = from_metadata(trained.metadata)
+    assert b"".join(tokenizer.token_bytes(token_id) for token_id in tokenizer.encode("太阳 \n\x00")) == "太阳 \n\x00".encode()
+    assert tokenizer.token_bytes(2) == b""
+    assert tokenizer.token_bytes(2, skip_special=False) == b"<|im_end|>"
+    assert tokenizer.token_bytes(tokenizer.vocab_size + 5) == b"", "an embedding may be padded beyond the vocabulary"
+
+
+def test_think_tags_are_shown_even_when_marked_as_control(metadata: dict[str, object]) -> None:
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(types, list)
+    metadata["tokenizer.ggml.token_type"] = [3 if "think>" in token else kind for token, kind in zip(tokens, types, strict=True)]
+    tokenizer = from_metadata(metadata)
+    assert tokenizer.decode(tokenizer.encode("<think>so</think>")) == "<think>so</think>"
+
+
+def test_end_of_generation_comes_from_metadata_and_from_known_names(metadata: dict[str, object]) -> None:
+    metadata["tokenizer.ggml.eot_token_id"] = 77
+    assert from_metadata(metadata).stop_ids == {0, 2, 77}, "<|endoftext|> by its name, eos and eot by their keys"
+
+
+@pytest.mark.parametrize("name", ["<|eot_id|>", "<|im_end|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"])
+def test_known_names_end_a_reply_only_as_marked_tokens(metadata: dict[str, object], name: str) -> None:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    for position, ends in ((1, {1, 2}), (270, {2})):  # a control token, and one that only merges can give
+        renamed = [f"was {token}" if token in CONTROL else token for token in tokens]
+        renamed[position] = name
+        with_name = {**metadata, "tokenizer.ggml.tokens": renamed, "tokenizer.ggml.merges": []}
+        assert from_metadata(with_name).stop_ids == ends
+
+
+def test_bos_goes_first_once(metadata: dict[str, object]) -> None:
+    assert from_metadata(metadata).encode_prompt("hi") == from_metadata(metadata).encode("hi"), "smollm adds none by itself"
+    metadata["tokenizer.ggml.add_bos_token"] = True
+    tokenizer = from_metadata(metadata)
+    assert tokenizer.encode_prompt("hi") == [1, *tokenizer.encode("hi")]
+    assert tokenizer.encode_prompt("<|im_start|>hi") == [1, *tokenizer.encode("hi")], "the template wrote it already"
+    del metadata["tokenizer.ggml.bos_token_id"]
+    assert from_metadata(metadata).add_bos is False, "there is none to add"
+
+
+def test_an_id_outside_the_vocabulary_is_the_callers_mistake(trained: Trained) -> None:
+    tokenizer = from_metadata(trained.metadata)
+    for token_id in (-1, tokenizer.vocab_size):
+        with pytest.raises(RequestError, match=f"no token {token_id}: .* ids 0 to {tokenizer.vocab_size - 1}"):
+            tokenizer.decode([token_id])
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_half_a_surrogate_pair_is_the_callers_mistake(trained: Trained, special: bool) -> None:
+    for tokenizer in (from_metadata(trained.metadata), ByteTokenizer(vocab_size=256)):
+        with pytest.raises(RequestError, match=r"Character 2 .* surrogate pair"):
+            tokenizer.encode("ab\ud83d", special=special)
+
+
+def test_byte_tokenizer_round_trips() -> None:
+    tokenizer = ByteTokenizer(vocab_size=400, stop_ids=[399])
+    assert tokenizer.encode("aé<300><999><7>") == [*b"a\xc3\xa9", 300, *b"<999><7>"]
+    assert tokenizer.encode("<300>", special=False) == list(b"<300>")
+    assert tokenizer.decode([*b"a\xc3\xa9", 300, 399]) == "aé<300>"
+    assert tokenizer.text_of(399) == "<399>"
+    assert tokenizer.text_of(None) == ""
+
+
+def test_a_large_vocabulary_loads_in_about_a_second() -> None:
+    """150,000 tokens, each a merge of an earlier one and a byte: as many merges as Qwen's vocabulary has."""
+    tokens = train(QWEN2_LIKE, "qwen2").metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    alphabet = [token for token in tokens if len(token) == 1]
+    merges = [f"{a}{b} {c}" for a in alphabet for b in alphabet for c in alphabet[:3]][:150_000]
+    pairs = [f"{a} {b}" for a in alphabet for b in alphabet]
+    words = [*alphabet, *(pair.replace(" ", "") for pair in pairs), *(merge.replace(" ", "") for merge in merges)]
+    metadata: dict[str, object] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.merges": pairs + merges,
+        "tokenizer.ggml.token_type": [1] * len(words),
+    }
+    start = time.perf_counter()
+    tokenizer = from_metadata(metadata)
+    assert time.perf_counter() - start < 3, "generous: a shared machine; about 0.5 s on an idle one"
+    assert tokenizer.vocab_size == len(words) > 150_000
