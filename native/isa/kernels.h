@@ -38,6 +38,7 @@ struct FormatKernels {
     uint32_t type_id;
     size_t block_values, block_bytes;
     bool float_input;  // reads Tokens::values instead of the int8 codes
+    size_t gemm_from;  // tokens from which gemm is the faster (measured on Zen 3)
 
     // outputs (+)= x @ rows^T, straight from the blocks: for few tokens.
     void (*gemv)(const Rows& rows, const Tokens& x, const Outputs& out);

@@ -116,7 +116,11 @@ inline void gemv_tile(const uint8_t* w, size_t row_bytes, size_t ahead, const To
                 for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(span + r * row_bytes, j, codes + j * kSubBlock, scales[r] + at, dots[r]);
             }
         }
-        for (int j = 0; sub + j < last; ++j) {
+        int j = 0;
+        for (; sub + j + 2 <= last; j += 2) {
+            for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(span + r * row_bytes, j, codes + j * kSubBlock, scales[r] + at, dots[r]);
+        }
+        if (sub + j < last) {
             for (int r = 0; r < R; ++r) dots[r] = add_sub_block<Ops, Format>(span + r * row_bytes, j, codes + j * kSubBlock, scales[r] + at, dots[r]);
         }
     }

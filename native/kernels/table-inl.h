@@ -17,13 +17,13 @@ namespace {
 
 template <class Ops, class Format>
 constexpr FormatKernels quantised() {
-    return {Format::kType, Format::kBlock, sizeof(typename Format::Block), false,
+    return {Format::kType, Format::kBlock, sizeof(typename Format::Block), false, 4,
             gemv<Ops, Format>, gemm<Ops, Format>, Panel<Ops, Format>::bytes, dequantize<Ops, Format>};
 }
 
 template <class Ops, class Format>
 constexpr FormatKernels floating() {
-    return {Format::kType, 1, sizeof(typename Format::Element), true,
+    return {Format::kType, 1, sizeof(typename Format::Element), true, 16,
             gemv_float<Ops, Format>, gemm_float<Ops, Format>, float_panel_bytes<Ops>, dequantize_float<Ops, Format>};
 }
 

@@ -6,7 +6,6 @@
 namespace moespan {
 namespace {
 
-constexpr size_t kGemmFrom = 4;                 // tokens; measured, see docs/performance.md
 constexpr size_t kChunksPerThread = 4;          // so that a thread that lost its core for a while leaves its share to the others
 constexpr size_t kMinChunkBytes = 8 * 1024;     // of weights, so that taking a chunk costs little beside computing it
 constexpr size_t kPanelScratch = 192 * 1024;    // unpacked panels of one chunk: they share L2 with a block of activations
@@ -52,7 +51,7 @@ void Activations::quantize(size_t from, size_t to, size_t first, size_t last) co
 }
 
 Product::Product(const Pool& pool, const Matrix& matrix, size_t n, size_t align)
-    : matrix_(matrix), format_(format_of(pool.kernels(), matrix)), panel_rows_(pool.kernels().panel_rows), gemm_(n >= kGemmFrom) {
+    : matrix_(matrix), format_(format_of(pool.kernels(), matrix)), panel_rows_(pool.kernels().panel_rows), gemm_(n >= format_.gemm_from) {
     const size_t share = ceil_div(matrix.rows, pool.threads() * kChunksPerThread);
     if (gemm_) {
         const size_t fit = std::max<size_t>(1, kPanelScratch / format_.panel_bytes(matrix.cols)) * panel_rows_;

@@ -1,0 +1,24 @@
+"""Rules of the house that the import contracts in pyproject.toml cannot say: `lint-imports` does not see compiled modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SERVER = Path(__file__).parent.parent / "server"
+ISA_UNITS = Path(__file__).parent.parent / "native" / "isa"
+KERNELS = Path(__file__).parent.parent / "native" / "kernels"
+
+
+def test_only_engine_native_knows_the_native_module() -> None:
+    knowing = {file.relative_to(SERVER).as_posix() for file in SERVER.rglob("*.py") if "server._native" in file.read_text(encoding="utf-8")}
+    assert knowing == {"engine/native.py"}
+
+
+def test_isa_units_see_no_standard_cpp_header() -> None:
+    """A weak inline symbol compiled with AVX-512 flags could be the one that the linker keeps for every CPU."""
+    allowed = {"<emmintrin.h>", "<immintrin.h>", "<stddef.h>", "<stdint.h>", "<string.h>"}
+    files = [*ISA_UNITS.glob("kernels*"), *KERNELS.iterdir()]
+    included = {line.split()[1] for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#include <")}
+    assert files
+    assert included
+    assert included <= allowed
