@@ -40,12 +40,15 @@ class Pool:
         """Pin the calling thread to the pool's first CPU."""
     def close(self) -> None:
         """Join the workers."""
-    def linear(self, matrices: Sequence[Matrix], x: int, n: int, outs: Sequence[int], accumulate: bool) -> None:
-        """outs[i][n, rows_i] (+)= x[n, cols] @ matrices[i].T; all matrices share cols. x is quantised once."""
-    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, out: int, accumulate: bool) -> None:
-        """out[n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden]."""
+    def linear(self, matrices: Sequence[Matrix], x: int, n: int, outs: Sequence[int], accumulate: bool, norm: int = 0, eps: float = 0.0) -> None:
+        """outs[i][n, rows_i] (+)= x[n, cols] @ matrices[i].T for at most 8 matrices, which share cols.
+
+        Where some matrix is quantised, x is rounded once to int8 with a scale for each 32 values; F32, F16 and BF16 matrices meet x as it is.
+        norm [cols] is the address of a weight: x then goes through RMSNorm first. 0: no norm."""
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, out: int, accumulate: bool, norm: int = 0, eps: float = 0.0) -> None:
+        """out[n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden]. norm as in linear; without one, out must not overlap x."""
     def dequantize_rows(self, matrix: Matrix, row_ids: int, n: int, out: int) -> None:
-        """out[n, cols] = rows of the matrix; row_ids are int64."""
+        """out[n, cols] = rows of the matrix; row_ids [n] are int64, and one that is not there is a ValueError."""
     def rms_norm(self, x: int, weight: int, out: int, n: int, dim: int, eps: float) -> None:
         """out[n, dim] = x / sqrt(mean(x^2) + eps) * weight; in place when out == x."""
     def rope(self, x: int, n: int, heads: int, head_dim: int, rot_dim: int, table: int, interleaved: bool) -> None:
@@ -76,3 +79,25 @@ class Pool:
         out: int,
     ) -> None:
         """Causal attention of q [n, heads, head_dim] at positions start.. over all start + n cached tokens -> out [n, heads, head_dim]."""
+    def attend(
+        self,
+        q: int,
+        k: int,
+        v: int,
+        n: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        table: int,
+        rot_dim: int,
+        interleaved: bool,
+        k_cache: int,
+        v_cache: int,
+        half: bool,
+        page_size: int,
+        pages: Sequence[int],
+        start: int,
+        scale: float,
+        out: int,
+    ) -> None:
+        """rope on q and k in place, store_kv, attention: in one call."""

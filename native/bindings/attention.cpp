@@ -1,4 +1,4 @@
-// rms_norm, rope, store_kv and attention.
+// rms_norm, rope, store_kv, attention, and attend, which is the last three in one call.
 #include "bindings/bindings.h"
 #include "layers/attention.h"
 #include "layers/norm.h"
@@ -18,14 +18,19 @@ void py_rms_norm(PyPool& pool, uintptr_t x, uintptr_t weight, uintptr_t out, int
     rms_norm(native, input, factors, output, rows, cols, eps);
 }
 
+Rotation checked_rotation(uintptr_t table, int64_t rot_dim, bool interleaved, size_t head_dim) {
+    const size_t rotated = positive(rot_dim, "rot_dim");
+    require(rotated % 2 == 0 && rotated <= head_dim, "rot_dim is ", rot_dim, ", but must be even and at most head_dim, ", head_dim);
+    return {address<const float>(table, "table"), rotated, interleaved};
+}
+
 void py_rope(PyPool& pool, uintptr_t x, int64_t n, int64_t heads, int64_t head_dim, int64_t rot_dim, uintptr_t table, bool interleaved) {
     Pool& native = pool.get();
     auto* values = address<float>(x, "x");
-    const auto* angles = address<const float>(table, "table");
-    const size_t tokens = positive(n, "n"), count = positive(heads, "heads"), size = positive(head_dim, "head_dim"), rotated = positive(rot_dim, "rot_dim");
-    require(rotated % 2 == 0 && rotated <= size, "rot_dim is ", rot_dim, ", but must be even and at most head_dim, ", head_dim);
+    const size_t tokens = positive(n, "n"), count = positive(heads, "heads"), size = positive(head_dim, "head_dim");
+    const Rotation rotation = checked_rotation(table, rot_dim, interleaved, size);
     py::gil_scoped_release release;
-    rope(native, values, tokens, count, size, rotated, angles, interleaved);
+    rope(native, values, tokens, count, size, rotation.rot_dim, rotation.table, interleaved);
 }
 
 // The sequence's pages, copied into memory that the pool keeps, so that a step allocates nothing.
@@ -64,6 +69,19 @@ struct CacheArguments {
     }
 };
 
+Attention attention_call(Pool& pool, const CacheArguments& cache, uintptr_t q, int64_t heads, float scale, uintptr_t out) {
+    Attention call{};
+    call.kv = cache.checked(pool);
+    call.q = address<const float>(q, "q");
+    call.out = address<float>(out, "out");
+    call.n = static_cast<size_t>(cache.n);
+    call.heads = positive(heads, "heads");
+    call.start = static_cast<size_t>(cache.start);
+    call.scale = scale;
+    require(call.heads % call.kv.kv_heads == 0, "heads is ", heads, ", but must be a multiple of kv_heads, ", cache.kv_heads);
+    return call;
+}
+
 void py_store_kv(PyPool& pool, uintptr_t k, uintptr_t v, int64_t n, int64_t kv_heads, int64_t head_dim, uintptr_t k_cache, uintptr_t v_cache, bool half,
                  int64_t page_size, const py::sequence& pages, int64_t start) {
     Pool& native = pool.get();
@@ -76,17 +94,22 @@ void py_store_kv(PyPool& pool, uintptr_t k, uintptr_t v, int64_t n, int64_t kv_h
 void py_attention(PyPool& pool, uintptr_t q, int64_t n, int64_t heads, int64_t kv_heads, int64_t head_dim, uintptr_t k_cache, uintptr_t v_cache, bool half,
                   int64_t page_size, const py::sequence& pages, int64_t start, float scale, uintptr_t out) {
     Pool& native = pool.get();
-    Attention call{};
-    call.kv = CacheArguments{n, kv_heads, head_dim, k_cache, v_cache, half, page_size, pages, start}.checked(native);
-    call.q = address<const float>(q, "q");
-    call.out = address<float>(out, "out");
-    call.n = static_cast<size_t>(n);
-    call.heads = positive(heads, "heads");
-    call.start = static_cast<size_t>(start);
-    call.scale = scale;
-    require(call.heads % call.kv.kv_heads == 0, "heads is ", heads, ", but must be a multiple of kv_heads, ", kv_heads);
+    const Attention call = attention_call(native, {n, kv_heads, head_dim, k_cache, v_cache, half, page_size, pages, start}, q, heads, scale, out);
     py::gil_scoped_release release;
     attention(native, call);
+}
+
+void py_attend(PyPool& pool, uintptr_t q, uintptr_t k, uintptr_t v, int64_t n, int64_t heads, int64_t kv_heads, int64_t head_dim, uintptr_t table,
+               int64_t rot_dim, bool interleaved, uintptr_t k_cache, uintptr_t v_cache, bool half, int64_t page_size, const py::sequence& pages,
+               int64_t start, float scale, uintptr_t out) {
+    Pool& native = pool.get();
+    const CacheArguments cache{n, kv_heads, head_dim, k_cache, v_cache, half, page_size, pages, start};
+    const Attention call = attention_call(native, cache, q, heads, scale, out);
+    auto *queries = address<float>(q, "q"), *keys = address<float>(k, "k");
+    const auto* values = address<const float>(v, "v");
+    const Rotation rotation = checked_rotation(table, rot_dim, interleaved, call.kv.head_dim);
+    py::gil_scoped_release release;
+    attend(native, call, queries, keys, values, rotation);
 }
 
 }  // namespace
@@ -98,7 +121,9 @@ void bind_attention(py::class_<PyPool>& pool) {
         .def("store_kv", &py_store_kv, arg("k"), arg("v"), arg("n"), arg("kv_heads"), arg("head_dim"), arg("k_cache"), arg("v_cache"), arg("half"),
              arg("page_size"), arg("pages"), arg("start"))
         .def("attention", &py_attention, arg("q"), arg("n"), arg("heads"), arg("kv_heads"), arg("head_dim"), arg("k_cache"), arg("v_cache"), arg("half"),
-             arg("page_size"), arg("pages"), arg("start"), arg("scale"), arg("out"));
+             arg("page_size"), arg("pages"), arg("start"), arg("scale"), arg("out"))
+        .def("attend", &py_attend, arg("q"), arg("k"), arg("v"), arg("n"), arg("heads"), arg("kv_heads"), arg("head_dim"), arg("table"), arg("rot_dim"),
+             arg("interleaved"), arg("k_cache"), arg("v_cache"), arg("half"), arg("page_size"), arg("pages"), arg("start"), arg("scale"), arg("out"));
 }
 
 }  // namespace moespan

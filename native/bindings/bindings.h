@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "pool/pool.h"
@@ -60,7 +61,7 @@ class PyPool {
     std::unique_ptr<Pool> pool_;
 };
 
-void bind_linear(py::module_& module, py::class_<PyPool>& pool);     // linear.cpp: Matrix, linear, ffn, dequantize_rows
-void bind_attention(py::class_<PyPool>& pool);  // attention.cpp: rms_norm, rope, store_kv, attention
+void bind_linear(py::module_& module, py::class_<PyPool>& pool);  // linear.cpp: Matrix, linear, ffn, dequantize_rows
+void bind_attention(py::class_<PyPool>& pool);                   // attention.cpp: rms_norm, rope, store_kv, attention, attend
 
 }  // namespace moespan

@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 #include "layers/ffn.h"
 #include "layers/linear.h"
+#include "layers/norm.h"
 
 namespace moespan {
 namespace {
@@ -43,7 +44,9 @@ class PyMatrix {
     Py_buffer buffer_;
 };
 
-void py_linear(PyPool& pool, const py::sequence& matrices, uintptr_t x, int64_t n, const py::sequence& outs, bool accumulate) {
+InputNorm input_norm(uintptr_t weight, float eps) { return {weight == 0 ? nullptr : address<const float>(weight, "norm"), eps}; }
+
+void py_linear(PyPool& pool, const py::sequence& matrices, uintptr_t x, int64_t n, const py::sequence& outs, bool accumulate, uintptr_t norm, float eps) {
     const size_t count = matrices.size();
     require(count >= 1 && count <= kMaxMatrices, "linear takes 1 to ", kMaxMatrices, " matrices, not ", count);
     require(outs.size() == count, count, " matrices, but ", outs.size(), " outputs");
@@ -57,11 +60,13 @@ void py_linear(PyPool& pool, const py::sequence& matrices, uintptr_t x, int64_t 
     Pool& native = pool.get();
     const auto* input = address<const float>(x, "x");
     const size_t tokens = positive(n, "n");
+    const InputNorm factors = input_norm(norm, eps);
     py::gil_scoped_release release;
-    linear(native, taken, count, input, tokens, addresses, accumulate);
+    linear(native, taken, count, normed(native, factors, input, tokens, taken[0].cols), tokens, addresses, accumulate);
 }
 
-void py_ffn(PyPool& pool, const PyMatrix& gate, const PyMatrix& up, const PyMatrix& down, uintptr_t x, int64_t n, uintptr_t out, bool accumulate) {
+void py_ffn(PyPool& pool, const PyMatrix& gate, const PyMatrix& up, const PyMatrix& down, uintptr_t x, int64_t n, uintptr_t out, bool accumulate,
+            uintptr_t norm, float eps) {
     const Matrix &g = gate.get(), &u = up.get(), &d = down.get();
     require(g.rows == u.rows && g.cols == u.cols, "gate is [", g.rows, ", ", g.cols, "], but up is [", u.rows, ", ", u.cols, "]");
     require(d.cols == g.rows, "gate has ", g.rows, " rows, but down has ", d.cols, " columns");
@@ -69,8 +74,9 @@ void py_ffn(PyPool& pool, const PyMatrix& gate, const PyMatrix& up, const PyMatr
     const auto* input = address<const float>(x, "x");
     auto* output = address<float>(out, "out");
     const size_t tokens = positive(n, "n");
+    const InputNorm factors = input_norm(norm, eps);
     py::gil_scoped_release release;
-    ffn(native, g, u, d, input, tokens, output, accumulate);
+    ffn(native, g, u, d, normed(native, factors, input, tokens, g.cols), tokens, output, accumulate);
 }
 
 void py_dequantize_rows(PyPool& pool, const PyMatrix& matrix, uintptr_t row_ids, int64_t n, uintptr_t out) {
@@ -92,8 +98,9 @@ void bind_linear(py::module_& module, py::class_<PyPool>& pool) {
         .def_property_readonly("type_id", [](const PyMatrix& m) { return m.get().type_id; })
         .def_property_readonly("rows", [](const PyMatrix& m) { return m.get().rows; })
         .def_property_readonly("cols", [](const PyMatrix& m) { return m.get().cols; });
-    pool.def("linear", &py_linear, py::arg("matrices"), py::arg("x"), py::arg("n"), py::arg("outs"), py::arg("accumulate"))
-        .def("ffn", &py_ffn, py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("x"), py::arg("n"), py::arg("out"), py::arg("accumulate"))
+    pool.def("linear", &py_linear, py::arg("matrices"), py::arg("x"), py::arg("n"), py::arg("outs"), py::arg("accumulate"), py::arg("norm") = 0, py::arg("eps") = 0.0f)
+        .def("ffn", &py_ffn, py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("x"), py::arg("n"), py::arg("out"), py::arg("accumulate"),
+             py::arg("norm") = 0, py::arg("eps") = 0.0f)
         .def("dequantize_rows", &py_dequantize_rows, py::arg("matrix"), py::arg("row_ids"), py::arg("n"), py::arg("out"));
 }
 

@@ -8,8 +8,8 @@
 #pragma once
 
 #include "formats-inl.h"
-#include "isa/kernels.h"
 #include "gemv-inl.h"
+#include "isa/kernels.h"
 
 namespace moespan {
 namespace {
@@ -18,46 +18,52 @@ constexpr size_t kActivationBytes = 128 * 1024;  // activations of a token block
 
 template <class Ops, class Format>
 struct Panel {
-    static constexpr size_t P = Ops::kLanes;
-    const uint8_t* codes;
-    const float *scales, *offsets;
+    static constexpr size_t P = Ops::kLanes, kGroupsPerSub = kSubBlock / Format::kGroup;
+    uint8_t* codes;
+    float *scales, *offsets;
 
     static size_t bytes(size_t cols) { return cols * P + (Format::kOffset ? 2 : 1) * cols / Format::kGroup * P * sizeof(float); }
 
-    Panel(const uint8_t* memory, size_t cols)
-        : codes(memory), scales((const float*)(memory + cols * P)), offsets(scales + cols / Format::kGroup * P) {}
+    Panel(uint8_t* memory, size_t cols) : codes(memory), scales((float*)(memory + cols * P)), offsets(scales + cols / Format::kGroup * P) {}
+
+    // The scales and offsets of one row's span, which begins at sub-block `first`, to lane `lane`.
+    void put_scales(size_t lane, const uint8_t* span, size_t first, int count) const {
+        constexpr size_t kGroups = kSpan / Format::kGroup;
+        const auto s = Format::scales(span, count);
+        float scale[kGroups], offset[kGroups];
+        for (int v = 0; v < s.kVectors; ++v) {
+            Ops::V8::store(scale + 8 * v, s.scale[v]);
+            Ops::V8::store(offset + 8 * v, s.offset[v]);
+        }
+        const size_t to = first * kGroupsPerSub * P + lane, groups = count * kGroupsPerSub;
+        for (size_t g = 0; g < groups; ++g) scales[to + g * P] = scale[g];
+        if constexpr (Format::kOffset) {
+            for (size_t g = 0; g < groups; ++g) offsets[to + g * P] = offset[g];
+        }
+    }
+
+    // The codes of sub-block j of each lane's span, which is sub-block `sub` of the row.
+    void put_codes(const uint8_t* const* spans, int j, size_t sub) const {
+        for (size_t eight = 0; eight < P; eight += 8) {
+            typename Ops::Codes rows[8];
+            for (size_t r = 0; r < 8; ++r) rows[r] = Format::codes(spans[eight + r], j);
+            Ops::store_transposed(rows, codes + sub * kSubBlock * P + 4 * eight, 4 * P);
+        }
+    }
 };
 
 // Up to P rows into a panel; the lanes of rows that are not there repeat the last one and are never stored.
 template <class Ops, class Format>
-void unpack_panel(const uint8_t* w, size_t row_bytes, size_t row_count, size_t cols, uint8_t* memory) {
-    constexpr size_t P = Ops::kLanes, kGroups = kSpan / Format::kGroup;
-    constexpr size_t kSpanBytes = sizeof(typename Format::Block) * (kSpan / Format::kBlock);
-    const Panel<Ops, Format> panel(memory, cols);
+void unpack_panel(const uint8_t* w, size_t row_bytes, size_t row_count, size_t cols, const Panel<Ops, Format>& panel) {
+    constexpr size_t P = Ops::kLanes, kSpanBytes = sizeof(typename Format::Block) * (kSpan / Format::kBlock);
+    const uint8_t* spans[P];
+    for (size_t r = 0; r < P; ++r) spans[r] = w + (r < row_count ? r : row_count - 1) * row_bytes;
     const size_t subs = cols / kSubBlock;
-    for (size_t first = 0; first < subs; first += kSpanSubs, w += kSpanBytes) {
+    for (size_t first = 0; first < subs; first += kSpanSubs) {
         const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
-        const size_t group_count = count * (kSubBlock / Format::kGroup);
-        for (size_t r = 0; r < P; ++r) {
-            const auto s = Format::scales(w + (r < row_count ? r : row_count - 1) * row_bytes, count);
-            float scale[kGroups], offset[kGroups];
-            for (int v = 0; v < s.kVectors; ++v) {
-                Ops::V8::store(scale + 8 * v, s.scale[v]);
-                Ops::V8::store(offset + 8 * v, s.offset[v]);
-            }
-            const size_t to = first * (kSubBlock / Format::kGroup) * P + r;
-            for (size_t g = 0; g < group_count; ++g) ((float*)panel.scales)[to + g * P] = scale[g];
-            if constexpr (Format::kOffset) {
-                for (size_t g = 0; g < group_count; ++g) ((float*)panel.offsets)[to + g * P] = offset[g];
-            }
-        }
-        for (int j = 0; j < count; ++j) {
-            for (size_t eight = 0; eight < P; eight += 8) {
-                typename Ops::Codes rows[8];
-                for (size_t r = 0; r < 8; ++r) rows[r] = Format::codes(w + (eight + r < row_count ? eight + r : row_count - 1) * row_bytes, j);
-                Ops::store_transposed(rows, memory + (first + j) * kSubBlock * P + 4 * eight, 4 * P);
-            }
-        }
+        for (size_t r = 0; r < P; ++r) panel.put_scales(r, spans[r], first, count);
+        for (int j = 0; j < count; ++j) panel.put_codes(spans, j, first + j);
+        for (size_t r = 0; r < P; ++r) spans[r] += kSpanBytes;
     }
 }
 
@@ -181,7 +187,7 @@ void gemm(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratc
     gemm_chunk<Ops, Ops::kTokens>(
         rows, x, x.cols,
         [&](size_t p, size_t row, size_t count) {
-            unpack_panel<Ops, Format>(rows.data + row * rows.row_bytes, rows.row_bytes, count, x.cols, scratch + p * bytes);
+            unpack_panel(rows.data + row * rows.row_bytes, rows.row_bytes, count, x.cols, Panel<Ops, Format>(scratch + p * bytes, x.cols));
         },
         [&]<int T>(size_t p, size_t row, size_t count, size_t t) {
             typename Ops::Reg sums[T];

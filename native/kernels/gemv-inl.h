@@ -83,53 +83,70 @@ inline typename Ops::V8::Reg add_two(const uint8_t* span, int j, const int8_t* x
     }
 }
 
+// A stretch of a row: sub-blocks first .. last - 1. Its scales are all computed before its dot products: span by span, each would wait for
+// the other.
+constexpr size_t kStretch = 8 * kSpanSubs;
+
+template <class Ops, class Format>
+struct Stretch {
+    using V8 = typename Ops::V8;
+    using Reg = typename V8::Reg;
+    static constexpr size_t kSpanBytes = sizeof(typename Format::Block) * (kSpan / Format::kBlock);
+    static constexpr size_t kGroupsPerSub = kSubBlock / Format::kGroup;
+    float scales[kStretch * kGroupsPerSub];  // of each group, the weights' times the activations'
+
+    // Fills scales from the row's blocks at w (and x's at index `at`), adds the offset part to `offsets`, and fetches what lies `ahead`.
+    Reg prepare(const uint8_t* w, size_t ahead, size_t first, size_t last, const Tokens& x, size_t at, Reg offsets) {
+        for (size_t sub = first; sub < last; sub += kSpanSubs) {
+            const SpanPart part = span_part(first, sub, last);
+            const size_t from = part.sub - first;
+            const uint8_t* span = w + from * kSpanBytes / kSpanSubs;
+            for (size_t byte = 0; byte < kSpanBytes; byte += 64) Ops::prefetch(span + ahead + byte);
+            offsets = span_scales<Ops, Format>(span, part, x, at + from, scales + from * kGroupsPerSub, offsets);
+        }
+        return offsets;
+    }
+};
+
+// dots[r] + the stretch's integer products, for R rows; x stands at the stretch's first code.
+template <class Ops, class Format, int R>
+inline void stretch_dots(const uint8_t* w, size_t row_bytes, const Stretch<Ops, Format>* rows, size_t count, const int8_t* x, typename Ops::V8::Reg* dots) {
+    constexpr size_t kSpanBytes = Stretch<Ops, Format>::kSpanBytes;
+    const auto two = [&](int j, size_t at) {
+        for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(w + r * row_bytes, j, x + j * kSubBlock, rows[r].scales + at, dots[r]);
+    };
+    size_t sub = 0, at = 0;
+    for (; sub + kSpanSubs <= count; sub += kSpanSubs, at += kSpan / Format::kGroup, w += kSpanBytes, x += kSpan) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kSpanSubs; j += 2) two(j, at);
+    }
+    int j = 0;
+    for (; sub + j + 2 <= count; j += 2) two(j, at);
+    if (sub + j == count) return;
+    for (int r = 0; r < R; ++r) dots[r] = add_sub_block<Ops, Format>(w + r * row_bytes, j, x + j * kSubBlock, rows[r].scales + at, dots[r]);
+}
+
 // R rows times token t. `ahead` is how far behind them in memory the rows lie that are fetched meanwhile.
-//
-// A stretch of a row at a time: first all its scales, then all its dot products. Span by span, each would wait for the other.
 template <class Ops, class Format, int R>
 inline void gemv_tile(const uint8_t* w, size_t row_bytes, size_t ahead, const Tokens& x, size_t t, float* results) {
     using V8 = typename Ops::V8;
-    constexpr size_t kSpanBytes = sizeof(typename Format::Block) * (kSpan / Format::kBlock), kStretch = 8;
-    constexpr size_t kGroups = kSpan / Format::kGroup;
     const size_t subs = x.cols / kSubBlock;
     typename V8::Reg dots[R], offsets[R];
     for (int r = 0; r < R; ++r) dots[r] = offsets[r] = V8::zero();
 
-    for (size_t first = 0; first < subs; first += kStretch * kSpanSubs, w += kStretch * kSpanBytes) {
-        const size_t last = subs - first < kStretch * kSpanSubs ? subs : first + kStretch * kSpanSubs;
-        float scales[R][kStretch * kGroups];
-        for (int r = 0; r < R; ++r) {
-            for (size_t sub = first; sub < last; sub += kSpanSubs) {
-                const SpanPart part = span_part(first, sub, last);
-                const size_t from = part.sub - first;
-                const uint8_t* span = w + r * row_bytes + from * kSpanBytes / kSpanSubs;
-                for (size_t byte = 0; byte < kSpanBytes; byte += 64) Ops::prefetch(span + ahead + byte);
-                offsets[r] = span_scales<Ops, Format>(span, part, x, t * subs + part.sub, scales[r] + from * (kGroups / kSpanSubs), offsets[r]);
-            }
-        }
-        const uint8_t* span = w;
-        const int8_t* codes = x.codes + (t * subs + first) * kSubBlock;
-        size_t sub = first, at = 0;
-        for (; sub + kSpanSubs <= last; sub += kSpanSubs, at += kGroups, span += kSpanBytes, codes += kSpan) {
-#pragma GCC unroll 4
-            for (int j = 0; j < kSpanSubs; j += 2) {
-                for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(span + r * row_bytes, j, codes + j * kSubBlock, scales[r] + at, dots[r]);
-            }
-        }
-        int j = 0;
-        for (; sub + j + 2 <= last; j += 2) {
-            for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(span + r * row_bytes, j, codes + j * kSubBlock, scales[r] + at, dots[r]);
-        }
-        if (sub + j < last) {
-            for (int r = 0; r < R; ++r) dots[r] = add_sub_block<Ops, Format>(span + r * row_bytes, j, codes + j * kSubBlock, scales[r] + at, dots[r]);
-        }
+    for (size_t first = 0; first < subs; first += kStretch) {
+        const size_t last = subs - first < kStretch ? subs : first + kStretch, at = t * subs + first;
+        Stretch<Ops, Format> rows[R];
+        for (int r = 0; r < R; ++r) offsets[r] = rows[r].prepare(w + r * row_bytes, ahead, first, last, x, at, offsets[r]);
+        stretch_dots<Ops, Format, R>(w, row_bytes, rows, last - first, x.codes + at * kSubBlock, dots);
+        w += kStretch / kSpanSubs * Stretch<Ops, Format>::kSpanBytes;
     }
     for (int r = 0; r < R; ++r) results[r] = V8::reduce_sum(V8::add(dots[r], offsets[r]));
 }
 
-// R rows of floats times token t; the lanes beyond the last whole vector are done one by one, in the same order on every ISA's tail.
+// R rows of floats times token t; the last vector is filled up with zeros.
 template <class Ops, class Format, int R>
-inline void gemv_float_tile(const uint8_t* w, size_t row_bytes, size_t, const Tokens& x, size_t t, float* results) {
+inline void gemv_float_tile(const uint8_t* w, size_t row_bytes, size_t ahead, const Tokens& x, size_t t, float* results) {
     using Element = typename Format::Element;
     constexpr size_t kLanes = Ops::kLanes;
     const float* values = x.values + t * x.cols;
@@ -138,6 +155,9 @@ inline void gemv_float_tile(const uint8_t* w, size_t row_bytes, size_t, const To
     size_t k = 0;
     for (; k + kLanes <= x.cols; k += kLanes) {
         const auto input = Ops::load(values + k);
+        if (k * sizeof(Element) % 64 == 0) {
+            for (int r = 0; r < R; ++r) Ops::prefetch(w + r * row_bytes + k * sizeof(Element) + ahead);
+        }
         for (int r = 0; r < R; ++r) sums[r] = Ops::fma(Format::load((const Element*)(w + r * row_bytes) + k), input, sums[r]);
     }
     if (k < x.cols) {

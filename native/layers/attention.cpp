@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "layers/rope.h"
 #include "layers/spread.h"
 
 namespace moespan {
@@ -84,6 +85,14 @@ void attention(Pool& pool, const Attention& call) {
     spread(pool, plan.pieces(call.kv.kv_heads), operations < kSmallAttend,
            [&](size_t i, uint8_t* scratch) { pool.kernels().attend(call, piece_at(call, plan, i, partials), scratch); });
     if (plan.splits > 1) merge(pool, call, plan, partials);
+}
+
+void attend(Pool& pool, const Attention& call, float* q, float* k, const float* v, const Rotation& rotation) {
+    const size_t n = call.n, head_dim = call.kv.head_dim;
+    rope(pool, q, n, call.heads, head_dim, rotation.rot_dim, rotation.table, rotation.interleaved);
+    rope(pool, k, n, call.kv.kv_heads, head_dim, rotation.rot_dim, rotation.table, rotation.interleaved);
+    store_kv(pool, call.kv, k, v, n, call.start);
+    attention(pool, call);
 }
 
 }  // namespace moespan

@@ -15,4 +15,14 @@ void store_kv(Pool& pool, const PagedKv& kv, const float* k, const float* v, siz
 // rows, and, where that leaves threads idle (decode over a long context), by runs of keys too.
 void attention(Pool& pool, const Attention& call);
 
+// What rope does to one layer's queries and keys.
+struct Rotation {
+    const float* table;  // [n, rot_dim / 2, 2]
+    size_t rot_dim;
+    bool interleaved;
+};
+
+// The whole of a layer's attention behind its projections: rotates q and k in place, stores k and v, attends. call.q is q.
+void attend(Pool& pool, const Attention& call, float* q, float* k, const float* v, const Rotation& rotation);
+
 }  // namespace moespan

@@ -22,7 +22,7 @@ void ffn(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, c
 
     pool.run([&](Worker& worker) {
         if (quantised) {
-            worker.each(n, [&](size_t t) { input.quantize(t, t + 1, 0, gate.cols); });
+            worker.each(n, [&](size_t t) { input.quantize(t, 0, gate.cols); });
             worker.barrier();
         }
         worker.each(gates.chunks(), [&](size_t chunk) {
@@ -32,7 +32,7 @@ void ffn(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, c
             for (size_t t = 0; t < n; ++t) {
                 float* values = gated + t * width + first;
                 pool.kernels().silu_mul(values, upped + t * width + first, values, last - first);
-                hidden.quantize(t, t + 1, first, last);
+                hidden.quantize(t, first, last);
             }
         });
         worker.barrier();

@@ -24,7 +24,7 @@ void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, si
 
     pool.run([&](Worker& worker) {
         if (quantised) {
-            worker.each(n, [&](size_t t) { input.quantize(t, t + 1, 0, cols); });
+            worker.each(n, [&](size_t t) { input.quantize(t, 0, cols); });
             worker.barrier();
         }
         worker.each(chunks, [&](size_t chunk) {

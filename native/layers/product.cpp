@@ -42,12 +42,10 @@ Activations::Activations(Pool& pool, int slot, const float* values, size_t n, si
     tokens_.half_sums = half_sums_ = take<float>(at, memory, 2 * groups);
 }
 
-void Activations::quantize(size_t from, size_t to, size_t first, size_t last) const {
+void Activations::quantize(size_t token, size_t first, size_t last) const {
     if (!quantised_) return;
-    for (size_t t = from; t < to; ++t) {
-        const size_t value = t * tokens_.cols + first, group = value / 32;
-        kernels_.quantize(tokens_.values + value, last - first, codes_ + value, scales_ + group, sums_ + group, half_sums_ + 2 * group);
-    }
+    const size_t value = token * tokens_.cols + first, group = value / 32;
+    kernels_.quantize(tokens_.values + value, last - first, codes_ + value, scales_ + group, sums_ + group, half_sums_ + 2 * group);
 }
 
 Product::Product(const Pool& pool, const Matrix& matrix, size_t n, size_t align)

@@ -20,9 +20,9 @@ class Activations {
 
     const Tokens& tokens() const { return tokens_; }
 
-    // Rounds columns first .. last - 1 of every token from `from` to `to - 1`. first and last are multiples of 32. Nothing happens when no
-    // quantised matrix reads them. Safe from several threads on different parts.
-    void quantize(size_t from, size_t to, size_t first, size_t last) const;
+    // Rounds columns first .. last - 1 of one token; both are multiples of 32. Nothing happens when no quantised matrix reads them. Several
+    // threads may do different parts.
+    void quantize(size_t token, size_t first, size_t last) const;
 
   private:
     const KernelTable& kernels_;

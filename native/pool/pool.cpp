@@ -10,8 +10,9 @@
 #include <cerrno>
 #include <climits>
 #include <cstdio>
-#include <string>
+#include <memory>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 
 namespace moespan {
@@ -30,7 +31,6 @@ class Spin {
             sched_yield();
         }
     }
-    bool yielding() const { return turns_ >= kPauses; }
 
   private:
     int turns_ = 0;
@@ -140,7 +140,7 @@ void Pool::work_loop(int index) {
 // Waits until the epoch is another than `seen`, and returns it.
 uint32_t Pool::wait_for_epoch(uint32_t seen) {
     const int64_t deadline = now_ns() + spin_ns_;
-    for (Spin spin; !spin.yielding() || now_ns() < deadline; spin.once()) {
+    for (Spin spin; now_ns() < deadline; spin.once()) {
         const uint32_t epoch = epoch_.load(std::memory_order_acquire);
         if (epoch != seen) return epoch;
     }

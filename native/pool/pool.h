@@ -12,8 +12,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <type_traits>
 #include <vector>
 
 #include "isa/kernels.h"
@@ -23,12 +21,10 @@ namespace moespan {
 
 class Pool;
 
-// What a body sees of the pool: who it is, the barrier, and the next piece of work.
+// What a body sees of the pool: the barrier, the next piece of work, and scratch of its own.
 class Worker {
   public:
     Worker(Pool& pool, int index) : pool_(pool), index_(index) {}
-
-    int index() const { return index_; }
 
     // Waits until every thread of the pool is here. What was written before is visible to all after.
     void barrier();
@@ -78,7 +74,7 @@ class Pool {
     using Task = void (*)(const void* body, Worker& worker) noexcept;
 
     void run_erased(Task task, const void* body);
-    void stop();
+    void stop();  // ends the workers
     void work_loop(int index);
     uint32_t wait_for_epoch(uint32_t seen);
     static void* thread_main(void* start);

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from server.engine.ops import KVPages, Span
+from server.engine.ops import KVPages, Norm, Rotation, Span
 from server.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -54,22 +54,22 @@ class NativeOps:
         matrix: Matrix = self._matrix(type_id, rows, cols, data)
         return matrix
 
-    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False) -> None:
-        """outs[i] [n, rows_i] (+)= x [n, cols] @ matrices[i].T; x is rounded to int8 once where some matrix is quantised."""
+    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
+        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T; the input is rounded to int8 once where some matrix is quantised."""
         cols = matrices[0].cols
         n = x.numel() // cols
         assert _holds(x, n * cols)
         for i, out in enumerate(outs):
             assert _holds(out, n * matrices[i].rows)
-        self._pool.linear(matrices, x.data_ptr(), n, [out.data_ptr() for out in outs], accumulate)
+        self._pool.linear(matrices, x.data_ptr(), n, [out.data_ptr() for out in outs], accumulate, *_address(norm, cols))
 
-    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False) -> None:
-        """out [n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden]; out is not x."""
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None) -> None:
+        """out [n, hidden] (+)= down(silu(gate(y)) * up(y)) with y = norm(x), x [n, hidden]; out may be x where there is a norm."""
         cols = gate.cols
         n = x.numel() // cols
         assert _holds(x, n * cols)
         assert _holds(out, n * down.rows)
-        self._pool.ffn(gate, up, down, x.data_ptr(), n, out.data_ptr(), accumulate)
+        self._pool.ffn(gate, up, down, x.data_ptr(), n, out.data_ptr(), accumulate, *_address(norm, cols))
 
     def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
         """out [n, cols] = rows row_ids [n] (int64) of the matrix. ValueError for a row that is not there."""
@@ -79,38 +79,30 @@ class NativeOps:
         assert _holds(out, n * matrix.cols)
         self._pool.dequantize_rows(matrix, row_ids.data_ptr(), n, out.data_ptr())
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length); out may be x."""
-        dim = weight.numel()
+    def rms_norm(self, x: Tensor, norm: Norm) -> None:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length), in place."""
+        dim = norm.weight.numel()
         n = x.numel() // dim
         assert _holds(x, n * dim)
-        assert _holds(out, n * dim)
-        assert _holds(weight, dim)
-        self._pool.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), n, dim, eps)
+        self._pool.rms_norm(x.data_ptr(), norm.weight.data_ptr(), x.data_ptr(), n, dim, norm.eps)
 
-    def rope(self, x: Tensor, table: Tensor, interleaved: bool) -> None:
-        """Rotate x [n, heads, head_dim] in place by table [n, rot_dim / 2, 2] of (cos, sin)."""
-        n, heads, head_dim = x.shape
-        half = table.shape[1]
-        assert _holds(x, n * heads * head_dim)
-        assert _holds(table, n * half * 2)
-        self._pool.rope(x.data_ptr(), n, heads, head_dim, 2 * half, table.data_ptr(), interleaved)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
+        """Rotate q and k in place, store k and v, and attend causally over all start + n cached tokens.
 
-    def store_kv(self, k: Tensor, v: Tensor, cache: KVPages, span: Span) -> None:
-        """Write k, v [n, kv_heads, head_dim] into the span's pages of one layer's cache."""
-        n, (_, kv_heads, head_dim, page_size) = span.n, cache.k.shape
+        q and out [n, heads, head_dim], k and v [n, kv_heads, head_dim], rotation.table [n, rot_dim / 2, 2] of (cos, sin).
+        """
+        n, heads, (_, kv_heads, head_dim, page_size), half = span.n, q.shape[1], cache.k.shape, rotation.table.shape[1]
+        assert _holds(q, n * heads * head_dim)
+        assert _holds(out, n * heads * head_dim)
         assert _holds(k, n * kv_heads * head_dim)
         assert _holds(v, n * kv_heads * head_dim)
-        to = (cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache), page_size, span.pages, span.start)
-        self._pool.store_kv(k.data_ptr(), v.data_ptr(), n, kv_heads, head_dim, *to)
-
-    def attention(self, q: Tensor, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
-        """Causal attention of q [n, heads, head_dim] over all start + n cached tokens; out has q's shape."""
-        heads, (_, kv_heads, head_dim, page_size) = q.shape[1], cache.k.shape
-        assert _holds(q, span.n * heads * head_dim)
-        assert _holds(out, span.n * heads * head_dim)
-        to = (cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache), page_size, span.pages, span.start)
-        self._pool.attention(q.data_ptr(), span.n, heads, kv_heads, head_dim, *to, scale, out.data_ptr())
+        assert _holds(rotation.table, n * half * 2)
+        self._pool.attend(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), n, heads, kv_heads, head_dim,
+            rotation.table.data_ptr(), 2 * half, rotation.interleaved,
+            cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache), page_size, span.pages, span.start,
+            scale, out.data_ptr(),
+        )  # fmt: skip
 
 
 def open_ops(cpu_infer: int | None = None) -> NativeOps:
@@ -185,6 +177,14 @@ def _module() -> ModuleType:
 def _holds(x: Tensor, count: int) -> bool:
     """Whether the native side may read or write `count` floats at x's address."""
     return x.dtype is _FLOAT and x.numel() == count and x.is_contiguous()
+
+
+def _address(norm: Norm | None, cols: int) -> tuple[int, float]:
+    """The weight's address and eps, as the module takes them; 0 for no norm."""
+    if norm is None:
+        return 0, 0.0
+    assert _holds(norm.weight, cols)
+    return norm.weight.data_ptr(), norm.eps
 
 
 def _is_half(cache: KVPages) -> bool:

@@ -26,6 +26,22 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Norm:
+    """Root-mean-square layer norm (Zhang and Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight; weight is float32."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary angles of a step's tokens: table [n, rot_dim / 2, 2] of (cos, sin), and which values make a pair (layers/rope.py)."""
+
+    table: Tensor
+    interleaved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class KVPages:
     """One layer's KV storage, allocated by kv_cache.py, float16 or float32.
 
@@ -44,30 +60,25 @@ class Ops(Protocol):
         """Take a weight matrix in GGUF blocks, without a copy where the maker can."""
         ...
 
-    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False) -> None:
-        """outs[i] [n, rows_i] (+)= x [n, cols] @ matrices[i].T."""
+    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
+        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T; without a norm, x as it is."""
         ...
 
-    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False) -> None:
-        """out [n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden] (SwiGLU, Shazeer 2020)."""
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None) -> None:
+        """out [n, hidden] (+)= down(silu(gate(y)) * up(y)) with y = norm(x), x [n, hidden] (SwiGLU, Shazeer 2020); with a norm, out may be x."""
         ...
 
     def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
         """out [n, cols] = the matrix's rows row_ids [n] (int64), as float32."""
         ...
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension, which is weight's length; out may be x."""
+    def rms_norm(self, x: Tensor, norm: Norm) -> None:
+        """Norm x in place over its last dimension, which has the weight's length."""
         ...
 
-    def rope(self, x: Tensor, table: Tensor, interleaved: bool) -> None:
-        """Rotate x [n, heads, head_dim] in place by table [n, rot_dim / 2, 2] of (cos, sin)."""
-        ...
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
+        """Rotate q and k in place, write k and v into the span's pages, and attend: out = softmax(q K^T * scale) V over start + n tokens, causal.
 
-    def store_kv(self, k: Tensor, v: Tensor, cache: KVPages, span: Span) -> None:
-        """Write k, v [n, kv_heads, head_dim] into the span's pages."""
-        ...
-
-    def attention(self, q: Tensor, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
-        """Causal attention of q [n, heads, head_dim] over all start + n cached tokens; out has q's shape."""
+        q and out are [n, heads, head_dim], k and v [n, kv_heads, head_dim]; heads is a multiple of kv_heads.
+        """
         ...

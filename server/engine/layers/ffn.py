@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from server.engine.ops import Matrix, Ops
+from server.engine.ops import Matrix, Norm, Ops
 
 
 class FeedForward:
-    """down(silu(gate(x)) * up(x)); gate and up are [ffn, hidden], down is [hidden, ffn]."""
+    """x += down(silu(gate(y)) * up(y)) with y = norm(x); gate and up are [ffn, hidden], down is [hidden, ffn]."""
 
-    def __init__(self, ops: Ops, gate: Matrix, up: Matrix, down: Matrix) -> None:
-        self._ops, self._gate, self._up, self._down = ops, gate, up, down
+    def __init__(self, ops: Ops, norm: Norm, gate: Matrix, up: Matrix, down: Matrix) -> None:
+        self._ops, self._norm, self._gate, self._up, self._down = ops, norm, gate, up, down
 
-    def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual [n, hidden] += the block's output for x [n, hidden]."""
-        self._ops.ffn(self._gate, self._up, self._down, x, residual, accumulate=True)
+    def __call__(self, x: Tensor) -> None:
+        """x [n, hidden] in place."""
+        self._ops.ffn(self._gate, self._up, self._down, x, x, accumulate=True, norm=self._norm)

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from server.engine.ops import Matrix, Ops
+from server.engine.ops import Matrix, Norm, Ops
 
 
 class Linear:
-    """y = x W^T for one matrix [rows, cols], or for several of the same cols that share one quantisation of x."""
+    """y = norm(x) W^T for one matrix [rows, cols], or for several of the same cols that share the norm and one quantisation of x."""
 
-    def __init__(self, ops: Ops, matrices: Sequence[Matrix], rows: Sequence[int]) -> None:
-        self._ops, self._matrices, self._rows = ops, tuple(matrices), tuple(rows)
+    def __init__(self, ops: Ops, matrices: Sequence[Matrix], rows: Sequence[int], norm: Norm | None = None) -> None:
+        self._ops, self._matrices, self._rows, self._norm = ops, tuple(matrices), tuple(rows), norm
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """x [n, cols] -> one [n, rows_i] for each matrix, float32."""
         outs = [torch.empty(x.shape[0], rows) for rows in self._rows]
-        self._ops.linear(self._matrices, x, outs)
+        self._ops.linear(self._matrices, x, outs, norm=self._norm)
         return outs
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual [n, rows] += x W^T, for a single matrix."""
-        self._ops.linear(self._matrices, x, (residual,), accumulate=True)
+        """residual [n, rows] += y, for a single matrix."""
+        self._ops.linear(self._matrices, x, (residual,), accumulate=True, norm=self._norm)
 
 
 class Embedding:

@@ -1,24 +1,18 @@
-"""Root-mean-square layer norm (Zhang and Sennrich 2019)."""
+"""The norm over each attention head that some families have; norms over the hidden state are part of the product that reads it."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from server.engine.ops import Ops
+from server.engine.ops import Norm, Ops
 
 
-class RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight over the last `len(weight)` values; weight is float32."""
+class HeadNorm:
+    """RMSNorm over each head of a query or key (Qwen3); the weight has head_dim values."""
 
-    def __init__(self, ops: Ops, weight: Tensor, eps: float) -> None:
-        self._ops, self._weight, self._eps = ops, weight, eps
+    def __init__(self, ops: Ops, norm: Norm) -> None:
+        self._ops, self._norm = ops, norm
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """A new tensor of x's shape."""
-        out = torch.empty_like(x)
-        self._ops.rms_norm(x, self._weight, self._eps, out)
-        return out
-
-    def inplace(self, x: Tensor) -> None:
-        self._ops.rms_norm(x, self._weight, self._eps, x)
+    def __call__(self, heads: Tensor) -> None:
+        """heads [n, heads, head_dim] in place."""
+        self._ops.rms_norm(heads, self._norm)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from server.engine.gguf.quants import dequantize
-from server.engine.ops import KVPages, Span
+from server.engine.ops import KVPages, Norm, Rotation, Span
 
 
 class ReferenceOps:
@@ -24,22 +24,33 @@ class ReferenceOps:
     def matrix(self, type_id: int, rows: int, cols: int, data: memoryview) -> Tensor:
         return torch.from_numpy(dequantize(data, type_id, (rows, cols)).copy()).to(self.dtype)
 
-    def linear(self, matrices: Sequence[Tensor], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False) -> None:
+    def linear(self, matrices: Sequence[Tensor], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
+        wide = self._normed(x, norm).reshape(-1, matrices[0].shape[1])
         for matrix, out in zip(matrices, outs, strict=True):
-            _put(out, x.to(self.dtype) @ matrix.T, accumulate)
+            _put(out, wide @ matrix.T, accumulate)
 
-    def ffn(self, gate: Tensor, up: Tensor, down: Tensor, x: Tensor, out: Tensor, accumulate: bool = False) -> None:
-        wide = x.to(self.dtype)
+    def ffn(self, gate: Tensor, up: Tensor, down: Tensor, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None) -> None:
+        wide = self._normed(x, norm)
         _put(out, (silu(wide @ gate.T) * (wide @ up.T)) @ down.T, accumulate)
 
     def dequantize_rows(self, matrix: Tensor, row_ids: Tensor, out: Tensor) -> None:
         out.copy_(matrix[row_ids])
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        wide = x.to(self.dtype).reshape(-1, weight.numel())
-        out.copy_((wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight.to(self.dtype)).reshape(x.shape))
+    def rms_norm(self, x: Tensor, norm: Norm) -> None:
+        x.copy_(self._normed(x, norm))
 
-    def rope(self, x: Tensor, table: Tensor, interleaved: bool) -> None:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
+        self._rotate(q, rotation)
+        self._rotate(k, rotation)
+        self._store(k, v, cache, span)
+        self._attention(q, cache, span, scale, out)
+
+    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+        wide = x.to(self.dtype)
+        return wide if norm is None else wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight.to(self.dtype)
+
+    def _rotate(self, x: Tensor, rotation: Rotation) -> None:
+        table, interleaved = rotation.table, rotation.interleaved
         half = table.shape[1]
         pairs = x[..., : 2 * half].to(self.dtype)
         a, b = (pairs[..., 0::2], pairs[..., 1::2]) if interleaved else (pairs[..., :half], pairs[..., half:])
@@ -47,14 +58,14 @@ class ReferenceOps:
         turned = (a * cos - b * sin, a * sin + b * cos)
         x[..., : 2 * half] = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
 
-    def store_kv(self, k: Tensor, v: Tensor, cache: KVPages, span: Span) -> None:
+    def _store(self, k: Tensor, v: Tensor, cache: KVPages, span: Span) -> None:
         page_size = cache.v.shape[2]
         for token in range(span.n):
             page, slot = divmod(span.start + token, page_size)
             cache.k[span.pages[page], :, :, slot] = k[token].to(cache.k.dtype)
             cache.v[span.pages[page], :, slot] = v[token].to(cache.v.dtype)
 
-    def attention(self, q: Tensor, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
+    def _attention(self, q: Tensor, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
         k, v = self._gather(cache, span)
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from server.engine.ops import Ops
+from server.engine.ops import Rotation
 
 _FIRST_TABLE = 1024  # positions; the table doubles when a sequence grows beyond it
 
@@ -18,21 +18,20 @@ class Rope:
     Angles are taken in float64: at position 100,000 float32 has lost two digits.
     """
 
-    def __init__(self, ops: Ops, dim: int, base: float, *, interleaved: bool, scale: float = 1.0, factors: Tensor | None = None) -> None:
-        self._ops, self._interleaved = ops, interleaved
+    def __init__(self, dim: int, base: float, *, interleaved: bool, scale: float = 1.0, factors: Tensor | None = None) -> None:
+        self._interleaved = interleaved
         inverse = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         self._frequencies = inverse / scale if factors is None else inverse / scale / factors.double()
         self._table = self._angles(_FIRST_TABLE)
+        self._span, self._rotation = (0, 0), Rotation(self._table[:0], interleaved)
 
-    def table(self, start: int, n: int) -> Tensor:
-        """(cos, sin) of positions start .. start + n - 1: float32 [n, dim / 2, 2]."""
-        while start + n > self._table.shape[0]:
-            self._table = self._angles(2 * self._table.shape[0])
-        return self._table[start : start + n]
-
-    def rotate(self, x: Tensor, table: Tensor) -> None:
-        """x [n, heads, head_dim] in place."""
-        self._ops.rope(x, table, self._interleaved)
+    def rotation(self, start: int, n: int) -> Rotation:
+        """The angles of positions start .. start + n - 1; all layers of a step ask for the same, which is kept."""
+        if self._span != (start, n):
+            while start + n > self._table.shape[0]:
+                self._table = self._angles(2 * self._table.shape[0])
+            self._span, self._rotation = (start, n), Rotation(self._table[start : start + n], self._interleaved)
+        return self._rotation
 
     def _angles(self, positions: int) -> Tensor:
         angles = torch.arange(positions, dtype=torch.float64)[:, None] * self._frequencies

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from server.engine.layers.rope import Rope
 from server.engine.models.config import HParams
-from server.engine.models.transformer import DecoderLayer, Transformer, assemble, feed_forward, grouped_query_attention, norm
+from server.engine.models.transformer import DecoderLayer, Transformer, assemble, feed_forward, grouped_query_attention
 from server.engine.ops import Ops
 from server.engine.weights import Weights
 
@@ -16,14 +16,12 @@ def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Tran
     """A Llama model over the file's tensors; `rope_freqs.weight`, where there is one, holds Llama 3.1's frequency factors."""
     h = hparams
     factors = weights.vector("rope_freqs.weight", h.rope_dim // 2) if weights.has("rope_freqs.weight") else None
-    rope = Rope(ops, h.rope_dim, h.rope_base, interleaved=True, scale=h.rope_scale, factors=factors)
+    rope = Rope(h.rope_dim, h.rope_base, interleaved=True, scale=h.rope_scale, factors=factors)
     return assemble(weights, h, vocab_size, ops, [_layer(weights, h, ops, rope, f"blk.{i}.") for i in range(h.layers)])
 
 
 def _layer(weights: Weights, h: HParams, ops: Ops, rope: Rope, block: str) -> DecoderLayer:
     return DecoderLayer(
-        attention_norm=norm(weights, h, ops, f"{block}attn_norm"),
         attention=grouped_query_attention(weights, h, ops, block, rope),
-        ffn_norm=norm(weights, h, ops, f"{block}ffn_norm"),
         ffn=feed_forward(weights, h, ops, block),
     )

@@ -11,26 +11,24 @@ from torch import Tensor
 from server.engine.layers.attention import GroupedQueryAttention
 from server.engine.layers.ffn import FeedForward
 from server.engine.layers.linear import Embedding, Linear
-from server.engine.layers.norm import RMSNorm
+from server.engine.layers.norm import HeadNorm
 from server.engine.layers.rope import Rope
 from server.engine.models.config import HParams
-from server.engine.ops import KVPages, Ops, Span
+from server.engine.ops import KVPages, Norm, Ops, Span
 from server.engine.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """x += attention(norm(x)); x += feed_forward(norm(x))."""
+    """x += attention(norm(x)); x += feed_forward(norm(x)). Each part holds its norm."""
 
-    attention_norm: RMSNorm
     attention: GroupedQueryAttention
-    ffn_norm: RMSNorm
     ffn: FeedForward
 
     def __call__(self, x: Tensor, cache: KVPages, span: Span) -> None:
         """x [n, hidden] float32, in place."""
-        self.attention.add_to(x, self.attention_norm(x), cache, span)
-        self.ffn.add_to(x, self.ffn_norm(x))
+        self.attention(x, cache, span)
+        self.ffn(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +39,7 @@ class Transformer:
     vocab_size: int
     embedding: Embedding
     layers: Sequence[DecoderLayer]
-    norm: RMSNorm
-    head: Linear
+    head: Linear  # with the final norm
 
     def forward(self, token_ids: Tensor, cache: Sequence[KVPages], span: Span) -> Tensor:
         """token_ids [n] int64 at the span's positions -> hidden states [n, hidden] before the final norm; fills the cache."""
@@ -53,7 +50,7 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden] -> [n, vocab] float32."""
-        return self.head(self.norm(hidden))[0]
+        return self.head(hidden)[0]
 
 
 class Family(Protocol):
@@ -71,8 +68,7 @@ def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, laye
         vocab_size=vocab_size,
         embedding=Embedding(ops, embedding, hparams.hidden),
         layers=layers,
-        norm=norm(weights, hparams, ops, "output_norm"),
-        head=Linear(ops, (head,), (vocab_size,)),
+        head=Linear(ops, (head,), (vocab_size,), _norm(weights, "output_norm", hparams.hidden, hparams)),
     )
 
 
@@ -84,23 +80,23 @@ def grouped_query_attention(weights: Weights, hparams: HParams, ops: Ops, block:
     matrices = [weights.matrix(f"{block}attn_{name}.weight", count, h.hidden) for name, count in zip("qkv", rows, strict=True)]
     return GroupedQueryAttention(
         ops=ops,
-        qkv=Linear(ops, matrices, rows),
+        qkv=Linear(ops, matrices, rows, _norm(weights, f"{block}attn_norm", h.hidden, h)),
         output=Linear(ops, (weights.matrix(f"{block}attn_output.weight", h.hidden, q_rows),), (h.hidden,)),
         rope=rope,
         heads=h.heads,
         kv_heads=h.kv_heads,
         head_dim=h.head_dim,
-        q_norm=norm(weights, h, ops, f"{block}attn_q_norm", h.head_dim) if head_norms else None,
-        k_norm=norm(weights, h, ops, f"{block}attn_k_norm", h.head_dim) if head_norms else None,
+        q_norm=HeadNorm(ops, _norm(weights, f"{block}attn_q_norm", h.head_dim, h)) if head_norms else None,
+        k_norm=HeadNorm(ops, _norm(weights, f"{block}attn_k_norm", h.head_dim, h)) if head_norms else None,
     )
 
 
 def feed_forward(weights: Weights, hparams: HParams, ops: Ops, block: str) -> FeedForward:
     """The dense SwiGLU block from the tensors `{block}ffn_*`."""
     gate, up = (weights.matrix(f"{block}ffn_{name}.weight", hparams.ffn, hparams.hidden) for name in ("gate", "up"))
-    return FeedForward(ops, gate, up, weights.matrix(f"{block}ffn_down.weight", hparams.hidden, hparams.ffn))
+    down = weights.matrix(f"{block}ffn_down.weight", hparams.hidden, hparams.ffn)
+    return FeedForward(ops, _norm(weights, f"{block}ffn_norm", hparams.hidden, hparams), gate, up, down)
 
 
-def norm(weights: Weights, hparams: HParams, ops: Ops, name: str, length: int | None = None) -> RMSNorm:
-    """The norm with the weight `{name}.weight`, over the hidden state or over `length` values."""
-    return RMSNorm(ops, weights.vector(f"{name}.weight", length or hparams.hidden), hparams.norm_eps)
+def _norm(weights: Weights, name: str, length: int, hparams: HParams) -> Norm:
+    return Norm(weights.vector(f"{name}.weight", length), hparams.norm_eps)
