@@ -29,7 +29,6 @@ class LoadedModel:
     """What the composition root gets: the engine, and what the rest of the server wants to know of the model."""
 
     engine: LocalEngine
-    hparams: HParams
     name: str
     cache_lens: int  # KV tokens that a sequence can use
     cache_bytes: int
@@ -53,7 +52,7 @@ def load_model(file: GGUFFile, config: EngineConfig, *, hf_directory: Path | Non
         ops.close()
         raise
     name = str(file.metadata.get("general.name") or file.path.stem)
-    return LoadedModel(engine, hparams, name, cache_lens, cache.nbytes, ops.threads, ops.isa)
+    return LoadedModel(engine, name, cache_lens, cache.nbytes, ops.threads, ops.isa)
 
 
 def _page_in(file: GGUFFile, progress: Progress | None) -> None:
