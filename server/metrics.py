@@ -35,9 +35,11 @@ class Metrics:
         self.decode_time = self._histogram("request_decode_time_seconds", "First token drawn to last token drawn.", REQUEST_BUCKETS)
 
     def _declare_counters(self) -> None:
-        self.prompt_tokens = Counter("moespan_prompt_tokens", "Prompt tokens of the requests that ended.", registry=self.registry)
+        self.prompt_tokens = Counter("moespan_prompt_tokens", "Prompt tokens computed.", registry=self.registry)
         self.generation_tokens = Counter("moespan_generation_tokens", "Tokens drawn.", registry=self.registry)
-        self.success = Counter("moespan_request_success", "Requests that ended well.", ["finished_reason"], registry=self.registry)
+        self.success = Counter(
+            "moespan_request_success", "Requests that ended without an error; cancelled: the client went away.", ["finished_reason"], registry=self.registry
+        )
         self.failure = Counter("moespan_request_failure", "Requests that were refused or failed.", ["error"], registry=self.registry)
 
     def _declare_gauges(self) -> None:
@@ -60,12 +62,10 @@ class Metrics:
         """A request ended; one that was cancelled in the queue or in prefill has no decode figures."""
         self.success.labels(reason.value).inc()
         self.queue_time.observe(timings.queue_s)
-        self.prompt_tokens.inc(timings.prompt_tokens)
         if timings.generated_tokens:
             self._generated(timings)
 
     def _generated(self, timings: Timings) -> None:
-        self.generation_tokens.inc(timings.generated_tokens)
         self.time_to_first_token.observe(timings.queue_s + timings.prefill_s)
         self.prefill_time.observe(timings.prefill_s)
         self.decode_time.observe(timings.decode_s)

@@ -24,6 +24,9 @@ class Answer:
             loaded.service.check(each.request)
         self.status = "waiting"  # what a keep-alive comment says
         self._reply = self._submit(prepared[0])
+        self._work = prepared[0].request.request_id
+        if len(prepared) > 1:
+            loaded.service.expect_more(self._work)
 
     def _submit(self, prepared: Prepared, *, continues: bool = False) -> AsyncReply:
         text = ReplyText(self._loaded.tokenizer, prepared.rules, len(prepared.request.prompt_ids))
@@ -39,11 +42,14 @@ class Answer:
             if index > 0:
                 self.status = "waiting"
                 self._reply = self._submit(prepared, continues=True)
+                if index == len(self._prepared) - 1:
+                    self._loaded.service.expect_no_more(self._work)
             async for parts in self._reply.batches():
                 yield index, parts
 
     def close(self) -> None:
         """Cancel what still runs or waits."""
+        self._loaded.service.expect_no_more(self._work)
         self._reply.close()
 
     async def whole(self, shape: Shape) -> Json:

@@ -1,7 +1,8 @@
 """From an open port to the exit status: the port is bound first, the model loads in a thread while /health answers, SIGTERM drains.
 
 On the first SIGTERM or SIGINT the waiting requests get 503 and the running one may finish within the grace time; only then does the HTTP server
-stop, so that every reply has left. A second signal ends it at once.
+stop, so that every reply has left. A second signal ends the running request as well; one that comes within a second of the first is the same
+signal, sent to the process and to its group.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -24,6 +26,7 @@ from server.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
+SAME_SIGNAL_S = 1.0
 CLOSING_S = 5  # for replies that are written but not read yet, once the engine has nothing left to do
 
 
@@ -53,6 +56,7 @@ class Runner:
         self._load = load
         self._loaded: Loaded | None = None
         self._failure: BaseException | None = None
+        self._signalled_at = 0.0  # time.monotonic()
         self._server = _Server(_uvicorn_config(serving), self._on_signal)
         # Streams end because their requests end; the library would cut them at the signal.
         AppStatus.enable_automatic_graceful_drain = False
@@ -82,15 +86,21 @@ class Runner:
 
     def _on_signal(self, number: int) -> None:
         if self._serving.state == "stopping":
-            log.warning("A second signal: stopping at once.")
-            self._server.should_exit = self._server.force_exit = True
+            if time.monotonic() - self._signalled_at > SAME_SIGNAL_S:
+                log.warning("A second signal: the running request is ended.")
+                threading.Thread(target=self._end, name="end", daemon=True).start()
             return
+        self._signalled_at = time.monotonic()
         log.info("%s: no new requests; the running one has %g s to finish.", signal.Signals(number).name, self._serving.config.scheduler.grace_s)
         self.stop()
 
     def _drain(self) -> None:
         if self._loaded is not None:
             self._loaded.service.drain(self._serving.config.scheduler.grace_s)
+        self._end()
+
+    def _end(self) -> None:
+        if self._loaded is not None:
             self._loaded.service.close()  # what has not ended by now hears so
         self._server.should_exit = True
 

@@ -23,6 +23,17 @@ MAX_TOP_LOGPROBS = 20
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
+    "repeat_penalty": (1, 1.0),  # llama.cpp's name of repetition_penalty
+    "n_predict": (-1,),  # llama.cpp's name of max_tokens
+    "typical_p": (1, 1.0),
+    "mirostat": (0,),
+    "dry_multiplier": (0, 0.0),
+    "xtc_probability": (0, 0.0),
+    "length_penalty": (1, 1.0),
+    "bad_words": ([],),
+    "include_stop_str_in_output": (False,),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -216,7 +227,7 @@ def refuse_unsupported(body: dict[str, Any]) -> None:
     """RequestError for the first field whose value asks for something that this server does not do."""
     for name, harmless in UNSUPPORTED.items():
         value = body.get(name)
-        if value is not None and value not in harmless:
-            only = " or ".join(json.dumps(each) for each in harmless)
+        if value is not None and (value not in harmless or isinstance(value, bool) is not isinstance(harmless[0], bool)):
+            only = " or ".join(json.dumps(each) for each in harmless if each)
             said = f"'{name}' is supported only as {only}" if only else f"'{name}' is not supported"
             raise RequestError(f"{said} by this server. Leave it out.", param=name, code="unsupported_parameter")

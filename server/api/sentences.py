@@ -32,7 +32,7 @@ def quoted(value: object) -> str:
 
 
 def _wanted(kind: str) -> Callable[[Any, Mapping[str, Any]], str]:
-    return lambda value, context: f"must be {kind}, not {type_name(value)}."
+    return lambda value, context: f"must be {kind}, not {value if type(value) in (int, float) else type_name(value)}."
 
 
 # pydantic's error type -> (the value, the error's context) -> what follows the field's name.
@@ -62,7 +62,7 @@ def request_error(error: Mapping[str, Any]) -> RequestError:
     path = field_path(error["loc"])
     rule = _RULES.get(error["type"])
     said = rule(error["input"], error.get("ctx", {})) if rule else f"cannot be used: {error['msg']}."
-    return RequestError(f"'{path}' {said}", param=path)
+    return RequestError(f"'{path}' {said}", param=path) if path else RequestError(f"The body {said}")
 
 
 def field_path(location: tuple[int | str, ...]) -> str:

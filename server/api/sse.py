@@ -1,4 +1,4 @@
-"""Chunks as Server-Sent Events: one `data:` line each, comments while nothing comes, an error in mid-stream as a last data line, then [DONE]."""
+"""Chunks as Server-Sent Events: one `data:` line each, comments while nothing comes, [DONE] at the end; an error in mid-stream is the last data line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.answer import Answer
 from server.api.errors import body_of
 from server.api.shapes import Json, Shape
-from server.errors import MoespanError
+from server.errors import MoespanError, ShuttingDown
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ async def events(answer: Answer, shape: Shape, *, include_usage: bool) -> AsyncI
                 yield b"".join([data(chunk) for chunk in chunks])
         yield DONE
     except Exception as error:  # the status line is sent already: all that is left is to say it here
-        log.error("A stream ended with an error: %s", error, exc_info=not isinstance(error, MoespanError))
+        level = logging.INFO if isinstance(error, ShuttingDown) else logging.ERROR
+        log.log(level, "A stream ended with an error: %s", error, exc_info=not isinstance(error, MoespanError))
         yield data(body_of(error))
 
 

@@ -59,9 +59,12 @@ def _sampling(arguments: Namespace) -> SamplingParams:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read --prompt_file {file}: {getattr(error, 'strerror', None) or error}.") from error
+    if not text.strip():
+        raise ConfigError(f"--prompt_file {file} is empty. Write the prompt into it.")
+    return text
 
 
 def _interact(talk: Conversation) -> None:

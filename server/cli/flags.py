@@ -29,7 +29,7 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "model": ("NAME", "an embedded model"),
     "gguf_path": ("PATH", "a GGUF file, or a directory that holds one model's"),
     "model_path": ("DIR", "a local Hugging Face directory whose config, tokenizer and chat template replace the GGUF's"),
-    "model_name": ("NAME", "what /v1/models calls the model (default: the name in the GGUF)"),
+    "model_name": ("NAME", "what /v1/models calls the model (default: the GGUF file's name)"),
     "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow)"),
     "cache_lens": ("N", "tokens in the KV cache, prompt and reply together (default: the smaller of 8192 and the model's context)"),
     "cache_type": ("f16|f32", "how the KV cache is stored"),

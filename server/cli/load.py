@@ -30,10 +30,10 @@ def model_file(config: ModelConfig) -> GGUFFile:
 
 
 def model_id(config: ModelConfig, file: GGUFFile) -> str:
-    """What clients call the model: --model_name, an embedded model's own name, or the name in the file."""
+    """What clients call the model: --model_name, an embedded model's own name, or the file's name: those inside files have spaces."""
     if config.model_name or config.gguf_path is None:
         return config.model_name or config.model
-    return str(file.metadata.get("general.name") or file.path.stem)
+    return file.path.stem
 
 
 def load_engine(config: Config, file: GGUFFile) -> LoadedModel:

@@ -80,8 +80,11 @@ def _build(file: GGUFFile, hparams: HParams, ops: NativeOps, config: EngineConfi
 
 
 def _hparams(file: GGUFFile, hf_directory: Path | None) -> HParams:
-    family(file.architecture)  # an unknown architecture is a better error than a key of it that is missing
-    hparams = HParams.from_metadata(file.metadata)
+    try:
+        family(file.architecture)  # an unknown architecture is a better error than a key of it that is missing
+        hparams = HParams.from_metadata(file.metadata)
+    except ModelError as error:
+        raise type(error)(f"{file.path}: {error}") from None
     if hf_directory is None:
         return hparams
     path = hf_directory / "config.json"

@@ -160,6 +160,10 @@ def _cgroup_directories(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
 
 def _wanted_isa(available: Sequence[str]) -> str:
     wanted = os.environ.get("MOESPAN_ISA", "") or "auto"
+    if wanted not in ("auto", "scalar", "avx2", "avx512"):
+        raise DeviceError(
+            f"MOESPAN_ISA asks for '{wanted}', which is no instruction set. Available here: {', '.join(available)}. Unset it for the best of them."
+        )
     if wanted != "auto" and wanted not in available:
         raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', which this CPU cannot run. Available here: {', '.join(available)}. Unset it for the best of them.")
     return wanted

@@ -38,7 +38,9 @@ class Service:
         self._worker = Worker(engine, Scheduler(self._pages, engine.prefill_chunk, cache_lens), metrics, on_start)
         self._changed = threading.Condition()  # guards what follows, and the order of the worker's inbox
         self._open: set[str] = set()
-        self._closing = False
+        self._unfinished: set[str] = set()  # work of several requests, whose next one is still to come
+        self._closing = False  # no new work
+        self._closed = False  # no work at all
         self._typical_s = 1.0  # how long a request runs, a moving average
         metrics.watch(running=lambda: min(self.open, 1), waiting=lambda: max(self.open - 1, 0), kv_usage=lambda: self._pages.usage)
         self._worker.start()
@@ -51,12 +53,14 @@ class Service:
     def check(self, request: GenerateRequest) -> None:
         """Raise ContextOverflow for a prompt that leaves no room for a reply."""
         if len(request.prompt_ids) >= self.cache_lens:
-            raise ContextOverflow(len(request.prompt_ids), self.cache_lens)
+            error = ContextOverflow(len(request.prompt_ids), self.cache_lens)
+            self._metrics.failed(error)
+            raise error
 
     def submit(self, request: GenerateRequest, sink: Sink, *, continues: bool = False) -> None:
         """Take a request; `sink` gets its events in the engine's thread, and must neither block nor take long.
 
-        `continues`: the next part of work that was accepted already (a list of prompts), which a full queue does not refuse.
+        `continues`: the next part of work that was accepted already (a list of prompts), which neither a full queue nor a drain refuses.
         Raises ContextOverflow, QueueFull or ShuttingDown; then the sink hears nothing.
         """
         self.check(request)
@@ -68,8 +72,19 @@ class Service:
             self._metrics.failed(error)
             raise
 
+    def expect_more(self, work: str) -> None:
+        """More requests will follow as parts of `work`, which was accepted: a drain waits for them until `expect_no_more`."""
+        with self._changed:
+            self._unfinished.add(work)
+
+    def expect_no_more(self, work: str) -> None:
+        """All of the work is submitted, or it was given up. A second call does nothing."""
+        with self._changed:
+            self._unfinished.discard(work)
+            self._changed.notify_all()
+
     def _refuse_or_accept(self, request: GenerateRequest, continues: bool) -> None:
-        if self._closing:
+        if self._closed or (self._closing and not continues):
             raise ShuttingDown(GOING_DOWN)
         waiting = max(self.open - 1, 0)
         if self._open and waiting >= self._max_queue and not continues:
@@ -99,11 +114,11 @@ class Service:
         with self._changed:
             self._closing = True
             self._worker.post(RefuseWaiting())
-            return self._changed.wait_for(lambda: not self._open, timeout=grace_s)
+            return self._changed.wait_for(lambda: not self._open and not self._unfinished, timeout=grace_s)
 
     def close(self) -> None:
         """End whatever is left with ShuttingDown, close the engine, and wait for its thread. A second call does nothing."""
         with self._changed:
-            self._closing = True
-        self._worker.post(Stop())
+            self._closing = self._closed = True
+            self._worker.post(Stop())
         self._worker.join()

@@ -194,6 +194,8 @@ class Worker:
 
     def _advance(self, ticket: Ticket, step: Step, token_id: int | None, logprob: TokenLogprob | None) -> None:
         """Put the step's result down and tell the request."""
+        if ticket.first_token_at is None:
+            self._metrics.prompt_tokens.inc(len(step.token_ids))
         reason = self._scheduler.advance(ticket.sequence, step, token_id)
         if token_id is None:
             self._emit(ticket, TokenEvent(ticket.request_id, prefilled=ticket.sequence.computed))
@@ -207,6 +209,7 @@ class Worker:
             self._emit(ticket, TokenEvent(ticket.request_id, token_id, logprob))
 
     def _drawn(self, ticket: Ticket, now: float) -> None:
+        self._metrics.generation_tokens.inc()
         if ticket.last_token_at is None:
             ticket.first_token_at = now
         else:

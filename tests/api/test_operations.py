@@ -128,6 +128,14 @@ def test_draining_answers_the_running_request_and_refuses_the_others() -> None:
         assert running.result().text.endswith("data: [DONE]\n\n")
 
 
+def test_draining_lets_a_list_of_prompts_finish() -> None:
+    with live(FakeEngine(step_s=0.005)) as server, ThreadPoolExecutor() as pool:
+        running = pool.submit(server.post, "/v1/completions", {"prompt": ["first" * 6, "second" * 6]})
+        wait_for(lambda: len(server.engine.samplers) == 1)
+        server.runner.stop()
+        assert [choice["text"] for choice in running.result().json()["choices"]] == ["first" * 6, "second" * 6]
+
+
 @contextmanager
 def process(step_s: float, grace_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, and its address."""
@@ -160,6 +168,29 @@ def test_the_grace_time_ends_a_reply_with_an_error_and_the_process_with_0() -> N
         running = pool.submit(chat, address)
         wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
         time.sleep(0.2)
+        child.send_signal(signal.SIGTERM)
+        last = running.result().text.strip().splitlines()[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
+        assert child.wait(10) == 0
+
+
+def test_the_same_signal_twice_at_once_still_lets_the_reply_finish() -> None:
+    with process(step_s=0.02, grace_s=10) as (child, address), ThreadPoolExecutor() as pool:
+        running = pool.submit(chat, address)
+        wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)
+        assert running.result().text.endswith("data: [DONE]\n\n")
+        assert child.wait(10) == 0
+
+
+def test_a_second_signal_ends_the_reply_with_an_error_and_the_process_with_0() -> None:
+    with process(step_s=0.2, grace_s=30) as (child, address), ThreadPoolExecutor() as pool:
+        running = pool.submit(chat, address)
+        wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
+        child.send_signal(signal.SIGTERM)
+        time.sleep(1.2)
         child.send_signal(signal.SIGTERM)
         last = running.result().text.strip().splitlines()[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"

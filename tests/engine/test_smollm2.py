@@ -69,11 +69,12 @@ def test_greedy_is_transformers_up_to_a_near_tie(loaded: LoadedModel, prompt: li
     reply, expected = reference
     ours = logits_along(loaded.engine, prompt, reply)
     for i, (a, b) in enumerate(zip(ours, expected, strict=True)):
-        error = float((a - b).abs().max())
+        error = float((a - b).pow(2).mean().sqrt())  # of a typical logit; the largest of 49,152 would excuse nearly anything
         top = b.topk(2)
         if int(a.argmax()) != int(top.indices[0]):
             gap = float(b.max() - b[a.argmax()])
             assert gap < 2 * error, f"token {i}: {gap} apart, but the error is only {error}"
+            break  # from here on the two would read different texts
     relative = float((ours - expected).norm() / expected.norm())
     assert relative < 5e-2  # int8 activations through 30 layers; 3 % is usual
 

@@ -23,6 +23,7 @@ from server.api.shapes import ChatShape, CompletionShape, Shape
 from server.api.sse import StreamResponse
 from server.errors import ContextOverflow
 
+FIRST_TEXT_S = 1.0  # an error before the first text has its own HTTP status, if it comes this soon; then the stream begins
 LONG_BODY = 32768  # bytes; beyond them, template and tokenizer would hold up the other streams
 
 Made = TypeVar("Made")
@@ -82,7 +83,7 @@ async def _answer(request: Request, serving: Serving, loaded: Loaded, prepared: 
         if not body.stream:
             return JSONResponse(await while_connected(request, answer.whole(shape)))
         keep_alive_s = serving.config.api.keep_alive_s
-        await while_connected(request, answer.begin(keep_alive_s))
+        await while_connected(request, answer.begin(min(keep_alive_s, FIRST_TEXT_S)))
     except BaseException:
         answer.close()
         raise

@@ -110,7 +110,7 @@ class _Keys:
     def count(self, key: str, default: int | None = None) -> int:
         value = self.number(key, default)
         if not isinstance(value, int) or value > 1 << 31:
-            raise ModelError(f"The GGUF file's {self.architecture}.{key} is {value!r}; a whole number is needed. The file is damaged.")
+            raise ModelError(f"The GGUF file's {self.architecture}.{key} is {value!r}; a whole number of a sensible size is needed. The file is damaged.")
         return value
 
     def rope_scale(self) -> float:

@@ -17,4 +17,6 @@ def family(architecture: str) -> Family:
     try:
         return FAMILIES[architecture]
     except KeyError:
-        raise UnsupportedModel(f"The architecture {architecture!r} is not supported. Supported are: {', '.join(sorted(FAMILIES))}.") from None
+        raise UnsupportedModel(
+            f"The architecture {architecture!r} is not supported. Supported are: {', '.join(sorted(FAMILIES))}. Choose a model of one of these."
+        ) from None
