@@ -198,6 +198,7 @@ class Worker:
             self._metrics.prompt_tokens.inc(len(step.token_ids))
         reason = self._scheduler.advance(ticket.sequence, step, token_id)
         if token_id is None:
+            log.info("%s: %d of %d prompt tokens are done", ticket.request_id, ticket.sequence.computed, len(ticket.sequence.request.prompt_ids))
             self._emit(ticket, TokenEvent(ticket.request_id, prefilled=ticket.sequence.computed))
             return
         self._drawn(ticket, time.perf_counter())

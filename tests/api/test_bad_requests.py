@@ -112,6 +112,8 @@ def test_bad_messages(server: Live, body: dict[str, object], param: str, said: s
         ("model", 5, "'model' must be a string, not 5."),
         ("n", 2, "'n' is supported only as 1 by this server. Leave it out."),
         ("n", 0, "'n' is supported only as 1"),
+        ("n", True, "'n' is supported only as 1"),
+        ("repeat_penalty", 1.1, "'repeat_penalty' is supported only as 1"),
         ("tools", [{"type": "function", "function": {"name": "f"}}], "'tools' is not supported by this server. Leave it out."),
         ("tool_choice", "required", '\'tool_choice\' is supported only as "none" or "auto"'),
         ("response_format", {"type": "json_object"}, '\'response_format\' is supported only as {"type": "text"}'),
@@ -193,7 +195,7 @@ def test_a_bug_of_ours_is_a_500_that_tells_nothing_of_the_inside() -> None:
 
 
 def test_bad_tokens(server: Live) -> None:
-    assert "either 'prompt' or 'messages'" in refused(server.post("/tokenize", {}))["message"]
+    assert refused(server.post("/tokenize", {}))["message"].startswith("The body needs either 'prompt' or 'messages'")
     assert "either 'prompt' or 'messages'" in refused(server.post("/tokenize", {"prompt": "x", "messages": USER}))["message"]
     assert "no token 300" in refused(server.post("/detokenize", {"tokens": [300]}))["message"]
     assert "'tokens[0]' must be an integer" in refused(server.post("/detokenize", {"tokens": ["a"]}))["message"]
