@@ -6,7 +6,6 @@ Skipped where the package that carries the model is not installed; `make test` i
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import signal
 import subprocess
@@ -28,7 +27,7 @@ CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France
 def moespan_serve() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, once it is ready, and its address."""
     command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--cache_lens", "512"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as child:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
             address = next(found[1] for line in child.stdout if (found := re.search(r"ready at (\S+)/v1", line)))
