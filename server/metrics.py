@@ -76,7 +76,7 @@ class Metrics:
             self.decode_rate.set(rate)
 
     def failed(self, error: Exception) -> None:
-        """A request was refused (QueueFull, ShuttingDown) or failed (EngineFailure)."""
+        """A request was refused (ContextOverflow, QueueFull, ShuttingDown) or failed (EngineFailure)."""
         self.failure.labels(type(error).__name__).inc()
 
     def exposition(self) -> tuple[bytes, str]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,48 +152,49 @@ def chat(address: str) -> httpx.Response:
     return httpx.post(f"{address}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x" * 30}], "stream": True}, timeout=20)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_running_reply_finish_and_exits_with_0(number: signal.Signals) -> None:
-    with process(step_s=0.02, grace_s=10) as (child, address), ThreadPoolExecutor() as pool:
+@contextmanager
+def busy_process(step_s: float, grace_s: float) -> Iterator[tuple[subprocess.Popen[str], Future[httpx.Response]]]:
+    """A server that answers a stream just now, and that stream; it must exit with 0 in the end."""
+    with process(step_s, grace_s) as (child, address), ThreadPoolExecutor() as pool:
         running = pool.submit(chat, address)
         wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
+        yield child, running
+        assert child.wait(10) == 0
+
+
+def ends_with_503(reply: httpx.Response) -> bool:
+    last = reply.text.strip().splitlines()[-1]
+    return bool(json.loads(last.removeprefix("data: "))["error"]["type"] == "service_unavailable_error")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_running_reply_finish_and_exits_with_0(number: signal.Signals) -> None:
+    with busy_process(step_s=0.02, grace_s=10) as (child, running):
         child.send_signal(number)
         assert running.result().text.endswith("data: [DONE]\n\n")
-        assert child.wait(10) == 0
 
 
 def test_the_grace_time_ends_a_reply_with_an_error_and_the_process_with_0() -> None:
-    with process(step_s=0.05, grace_s=0.2) as (child, address), ThreadPoolExecutor() as pool:
-        running = pool.submit(chat, address)
-        wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
+    with busy_process(step_s=0.05, grace_s=0.2) as (child, running):
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
-        last = running.result().text.strip().splitlines()[-1]
-        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
-        assert child.wait(10) == 0
+        assert ends_with_503(running.result())
 
 
 def test_the_same_signal_twice_at_once_still_lets_the_reply_finish() -> None:
-    with process(step_s=0.02, grace_s=10) as (child, address), ThreadPoolExecutor() as pool:
-        running = pool.submit(chat, address)
-        wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
+    with busy_process(step_s=0.02, grace_s=10) as (child, running):
         child.send_signal(signal.SIGTERM)
         time.sleep(0.01)
         child.send_signal(signal.SIGTERM)
         assert running.result().text.endswith("data: [DONE]\n\n")
-        assert child.wait(10) == 0
 
 
 def test_a_second_signal_ends_the_reply_with_an_error_and_the_process_with_0() -> None:
-    with process(step_s=0.2, grace_s=30) as (child, address), ThreadPoolExecutor() as pool:
-        running = pool.submit(chat, address)
-        wait_for(lambda: "moespan_num_requests_running 1.0" in httpx.get(f"{address}/metrics").text)
+    with busy_process(step_s=0.2, grace_s=30) as (child, running):
         child.send_signal(signal.SIGTERM)
         time.sleep(1.2)
         child.send_signal(signal.SIGTERM)
-        last = running.result().text.strip().splitlines()[-1]
-        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
-        assert child.wait(10) == 0
+        assert ends_with_503(running.result())
 
 
 def test_an_idle_server_stops_at_once() -> None:

@@ -51,7 +51,8 @@ def test_an_isa_that_the_cpu_lacks_is_refused(isa: str, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=f"'{isa}' cannot run on this CPU. Available: .*scalar"):
         _native.Pool([0], isa)
     monkeypatch.setenv("MOESPAN_ISA", isa)
-    with pytest.raises(DeviceError, match=f"MOESPAN_ISA asks for '{isa}', which (this CPU cannot run|is no instruction set). Available here: .*scalar"):
+    why = "this CPU cannot run" if isa in ("avx512", "avx2") else "is no instruction set"
+    with pytest.raises(DeviceError, match=f"MOESPAN_ISA asks for '{isa}', which {why}. Available here: .*scalar"):
         native.open_ops(1)
 
 
