@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "avx512": None if {"avx512bw", "avx512_vnni"} <= flags else "this CPU has no AVX-512 VNNI",
         "amx": None if {"amx_tile", "amx_int8", "amx_bf16"} <= flags else "this CPU has no AMX",
         "slow": None if "slow" in (config.getoption("-m") or "") else "takes minutes; run with -m slow",
-        "peers": None if "peers" in (config.getoption("-m") or "") else "times a rival engine; run with -m peers",
+        "peers": None if "peers" in (config.getoption("-m") or "") else "runs beside a rival engine; run with -m peers",
     }
     for item in items:
         for name, reason in missing.items():
@@ -36,3 +38,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def unpinned() -> Iterator[None]:
+    """A thread that starts an engine is pinned to one CPU for good: here, until the end of its test."""
+    cpus = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, cpus)

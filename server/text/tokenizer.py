@@ -14,7 +14,7 @@ import tokenizers
 
 from server.errors import RequestError
 
-# Tokens that end a reply in the model families there are, whether or not the metadata says so.
+# Control tokens that end a reply in the model families there are, whether or not the metadata says so.
 END_OF_GENERATION = frozenset(
     {
         "<|im_end|>",
@@ -24,13 +24,17 @@ END_OF_GENERATION = frozenset(
         "<|end_of_text|>",
         "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek's, with full-width bars and low blocks
         "<|EOT|>",
+        "<|user|>",  # GLM ends its turn by opening the next one: the user's, or a tool's
+        "<|observation|>",
+        "[EOS]",  # Kimi's
+        "[EOT]",
         "<end_of_turn>",
         "<|end|>",
         "</s>",
     }
 )
-# Some files mark these as control tokens; hiding them would hide where the reasoning ends.
-_ALWAYS_SHOWN = frozenset({"<think>", "</think>"})
+# GGUF files mark as control whatever looks like it: hiding these would hide where the reasoning ends, and where and how tools are called.
+_ALWAYS_SHOWN = re.compile(r"</?think>|<\|python_tag\|>|<.*tool[_\u2581](call|sep).*>")
 
 
 class Tokenizer(ABC):
@@ -122,7 +126,7 @@ class FastTokenizer(Tokenizer):
         stop_ids: Iterable[int] = (),
     ) -> None:
         added = backend.get_added_tokens_decoder()
-        ends = {token_id for token_id, token in added.items() if token.content in END_OF_GENERATION}
+        ends = {token_id for token_id, token in added.items() if token.special and token.content in END_OF_GENERATION}
         super().__init__(
             vocab_size=max([backend.get_vocab_size(), *(token_id + 1 for token_id in added)]),
             bos_id=bos_id,
@@ -134,8 +138,8 @@ class FastTokenizer(Tokenizer):
         self._backend = backend
         self._plain = _blind_to_specials(backend)
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
-        self._hidden = {token_id for token_id, token in added.items() if token.special and token.content not in _ALWAYS_SHOWN}
-        self._piece_bytes = _byte_level_bytes if backend.token_to_id(_BYTE_CHARS[0x20]) is not None else _sentencepiece_bytes
+        self._hidden = {token_id for token_id, token in added.items() if token.special and not _ALWAYS_SHOWN.fullmatch(token.content)}
+        self._piece_bytes = _byte_level_bytes if "ByteLevel" in repr(backend.decoder) else _sentencepiece_bytes
 
     def _encode(self, text: str, special: bool) -> list[int]:
         backend = self._backend if special else self._plain

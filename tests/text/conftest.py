@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
@@ -52,12 +53,13 @@ class Trained(NamedTuple):
     metadata: dict[str, object]
 
 
-def train(like: pre_tokenizers.PreTokenizer, pre: str) -> Trained:
-    """A byte-level BPE of 500 tokens over the corpus, cut by `like`, which a GGUF names `pre`."""
+def train(like: pre_tokenizers.PreTokenizer, pre: str, corpus: Iterable[str] = CORPUS, vocab_size: int = 500) -> Trained:
+    """A byte-level BPE over the corpus, cut by `like`, which a GGUF names `pre`."""
     original = tokenizers.Tokenizer(models.BPE())
     original.pre_tokenizer, original.decoder = like, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    original.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=CONTROL, initial_alphabet=alphabet, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=CONTROL, initial_alphabet=alphabet, show_progress=False)
+    original.train_from_iterator(corpus, trainer)
     original.add_tokens([tokenizers.AddedToken(token, special=False, normalized=False) for token in VISIBLE])
     vocab = original.get_vocab()
     tokens = sorted(vocab, key=vocab.__getitem__)

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from server.text.detokenizer import IncrementalDetokenizer
-from server.text.load import from_metadata
 from server.text.tokenizer import ByteTokenizer, Tokenizer
+from server.text.vocabulary import from_metadata
 from tests.text.conftest import STRINGS, Trained
 
 

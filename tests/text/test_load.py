@@ -11,7 +11,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from server.errors import GGUFError, ModelError, ModelNotFound, UnsupportedModel
-from server.text.load import from_directory, from_metadata, load_template, load_tokenizer
+from server.text.load import from_directory, load_template, load_tokenizer
+from server.text.vocabulary import from_metadata
 from tests.text.conftest import STRINGS, Trained
 
 
@@ -34,9 +35,9 @@ def test_an_unknown_pre_tokenizer_is_named(metadata: dict[str, object]) -> None:
         from_metadata(metadata)
 
 
-def test_sentencepiece_is_named() -> None:
-    with pytest.raises(UnsupportedModel, match=r"'llama'.*knows gpt2.*--model_path"):
-        from_metadata({"tokenizer.ggml.model": "llama"})
+def test_another_kind_of_vocabulary_is_named() -> None:
+    with pytest.raises(UnsupportedModel, match=r"'bert'.*knows gpt2, llama.*--model_path"):
+        from_metadata({"tokenizer.ggml.model": "bert"})
 
 
 @pytest.mark.parametrize("missing", ["tokens", "merges", "token_type"])
@@ -51,7 +52,7 @@ def test_a_missing_array_is_named(metadata: dict[str, object], missing: str) -> 
     [
         ("merges", ["nospace"], "merge 'nospace' is not two tokens"),
         ("merges", ["never seen"], "merges do not fit its tokens"),
-        ("token_type", [1, 1], "token types"),
+        ("token_type", [1, 1], "token_type has 2 entries"),
         ("eos_token_id", 10**6, "eos_token_id is 1000000"),
         ("eos_token_id", "two", "eos_token_id is 'two'"),
     ],

@@ -13,8 +13,9 @@ import pytest
 
 from server.engine.gguf.reader import GGUFFile
 from server.text.detokenizer import IncrementalDetokenizer
-from server.text.load import from_metadata, load_template
+from server.text.load import load_template
 from server.text.tokenizer import Tokenizer
+from server.text.vocabulary import from_metadata
 from tests.text.conftest import SMOLLM_LIKE, STRINGS
 
 

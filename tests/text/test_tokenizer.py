@@ -8,9 +8,9 @@ import time
 import pytest
 
 from server.errors import RequestError
-from server.text.load import from_metadata
 from server.text.tokenizer import ByteTokenizer
-from tests.text.conftest import CONTROL, QWEN2_LIKE, STRINGS, Trained, train
+from server.text.vocabulary import from_metadata
+from tests.text.conftest import CONTROL, QWEN2_LIKE, STRINGS, VISIBLE, Trained, train
 
 
 @pytest.mark.parametrize("text", STRINGS)
@@ -58,29 +58,47 @@ def test_bytes_of_a_token(trained: Trained) -> None:
     assert tokenizer.token_bytes(tokenizer.vocab_size + 5) == b"", "an embedding may be padded beyond the vocabulary"
 
 
-def test_think_tags_are_shown_even_when_marked_as_control(metadata: dict[str, object]) -> None:
-    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    assert isinstance(tokens, list)
-    assert isinstance(types, list)
-    metadata["tokenizer.ggml.token_type"] = [3 if "think>" in token else kind for token, kind in zip(tokens, types, strict=True)]
-    tokenizer = from_metadata(metadata)
-    assert tokenizer.decode(tokenizer.encode("<think>so</think>")) == "<think>so</think>"
-
-
 def test_end_of_generation_comes_from_metadata_and_from_known_names(metadata: dict[str, object]) -> None:
     metadata["tokenizer.ggml.eot_token_id"] = 77
     assert from_metadata(metadata).stop_ids == {0, 2, 77}, "<|endoftext|> by its name, eos and eot by their keys"
 
 
-@pytest.mark.parametrize("name", ["<|eot_id|>", "<|im_end|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"])
-def test_known_names_end_a_reply_only_as_marked_tokens(metadata: dict[str, object], name: str) -> None:
+def renamed(metadata: dict[str, object], names: dict[int, str]) -> dict[str, object]:
+    """The metadata with other tokens in the place of some, and without the marked tokens' own names."""
     tokens = metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
-    for position, ends in ((1, {1, 2}), (270, {2})):  # a control token, and one that only merges can give
-        renamed = [f"was {token}" if token in CONTROL else token for token in tokens]
-        renamed[position] = name
-        with_name = {**metadata, "tokenizer.ggml.tokens": renamed, "tokenizer.ggml.merges": []}
-        assert from_metadata(with_name).stop_ids == ends
+    renamed = [names.get(position, f"was {token}" if token in CONTROL + VISIBLE else token) for position, token in enumerate(tokens)]
+    return {**metadata, "tokenizer.ggml.tokens": renamed, "tokenizer.ggml.merges": []}
+
+
+@pytest.mark.parametrize(
+    "name", ["<|eot_id|>", "<|im_end|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|EOT|>", "<|user|>", "<|observation|>", "[EOS]", "</s>"]
+)
+def test_known_names_end_a_reply_only_as_control_tokens(metadata: dict[str, object], name: str) -> None:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    for position, ends in ((1, {1, 2}), (270, {2}), (tokens.index("<think>"), {2})):  # a control token, one that only merges can give, one that is text
+        assert from_metadata(renamed(metadata, {position: name})).stop_ids == ends
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<\uff5ctool\u2581calls\u2581begin\uff5c>", True),
+        ("<\uff5ctool\u2581sep\uff5c>", True),
+        ("<|tool_calls_section_begin|>", True),
+        ("<|tool_call_argument_begin|>", True),
+        ("<|python_tag|>", True),
+        ("</think>", True),
+        ("<\uff5ctool\u2581outputs\u2581begin\uff5c>", False),
+        ("<|im_start|>", False),
+        ("<\uff5cUser\uff5c>", False),
+    ],
+)
+def test_what_tells_of_calls_and_reasoning_is_shown_though_marked_as_control(metadata: dict[str, object], name: str, shown: bool) -> None:
+    tokenizer = from_metadata(renamed(metadata, {1: name}))
+    assert tokenizer.special_tokens[name] == 1
+    assert tokenizer.decode(tokenizer.encode(f"a{name}b")) == (f"a{name}b" if shown else "ab")
 
 
 def test_bos_goes_first_once(metadata: dict[str, object]) -> None:
