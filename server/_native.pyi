@@ -15,15 +15,19 @@ def supported_types() -> list[int]:
     """ggml type ids that Matrix takes."""
 
 class Matrix:
-    """A weight matrix in GGUF blocks, borrowed from `data` (which is kept alive): [rows, cols], row-major, cols a multiple of the block."""
+    """A weight matrix in GGUF blocks, borrowed from `data` (which is kept alive): [rows, cols], row-major, cols a multiple of the block.
 
-    def __init__(self, type_id: int, rows: int, cols: int, data: Buffer) -> None: ...
+    With a count, that many such matrices one behind the other: experts, or heads."""
+
+    def __init__(self, type_id: int, rows: int, cols: int, data: Buffer, count: int = 1) -> None: ...
     @property
     def type_id(self) -> int: ...
     @property
     def rows(self) -> int: ...
     @property
     def cols(self) -> int: ...
+    @property
+    def count(self) -> int: ...
 
 class Pool:
     """`len(cpus)` threads pinned to those CPUs; the thread that calls a method is one of them (the first CPU is its own, pinned by pin_caller).
@@ -45,8 +49,33 @@ class Pool:
 
         Where some matrix is quantised, x is rounded once to int8 with a scale for each 32 values; F32, F16 and BF16 matrices meet x as it is.
         norm [cols] is the address of a weight: x then goes through RMSNorm first. 0: no norm."""
-    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, out: int, accumulate: bool, norm: int = 0, eps: float = 0.0) -> None:
-        """out[n, hidden] (+)= down(silu(gate(x)) * up(x)), x [n, hidden]. norm as in linear; without one, out must not overlap x."""
+    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, out: int, accumulate: bool, norm: int = 0, eps: float = 0.0, scales: int = 0) -> None:
+        """out[n, hidden] (+)= scales * down(silu(gate(x)) * up(x)), x [n, hidden]. norm as in linear; without one, out must not overlap x.
+
+        scales [n] is the address of one factor a token; 0: none."""
+    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, ids: int, weights: int, top_k: int, out: int) -> None:
+        """out[n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x), x [n, hidden]; the matrices hold `count` experts.
+
+        ids [n, top_k] are int32, and one that is not there is a ValueError. out must not overlap x. The sum does not depend on the threads' timing."""
+    def route(
+        self,
+        router: Matrix,
+        top_k: int,
+        sigmoid: bool,
+        normalize: bool,
+        scale: float,
+        groups: int,
+        groups_used: int,
+        group_top: int,
+        bias: int,
+        x: int,
+        n: int,
+        ids: int,
+        weights: int,
+    ) -> None:
+        """ids [n, top_k] int32 and weights [n, top_k] of the experts of x [n, hidden], as server.engine.ops.Routing says; softmax unless sigmoid.
+
+        bias [experts] may be 0 for none. ids are valid and distinct whatever x is; at most 64 groups."""
     def dequantize_rows(self, matrix: Matrix, row_ids: int, n: int, out: int) -> None:
         """out[n, cols] = rows of the matrix; row_ids [n] are int64, and one that is not there is a ValueError."""
     def rms_norm(self, x: int, weight: int, out: int, n: int, dim: int, eps: float) -> None:
@@ -101,3 +130,29 @@ class Pool:
         out: int,
     ) -> None:
         """rope on q and k in place, store_kv, attention: in one call."""
+    def linear_heads(self, matrix: Matrix, x: int, n: int, width: int, out: int) -> None:
+        """out[n, count, rows] = matrix h @ x[:, h, : cols] for each of the `count` heads, x [n, count, width]. x is rounded as in linear."""
+    def attend_latent(
+        self,
+        q: int,
+        latent: int,
+        n: int,
+        norm: int,
+        eps: float,
+        table: int,
+        rot_dim: int,
+        interleaved: bool,
+        cache: int,
+        half: bool,
+        page_size: int,
+        pages: Sequence[int],
+        start: int,
+        k_b: Matrix,
+        v_b: Matrix,
+        scale: float,
+        out: int,
+    ) -> None:
+        """Multi-head latent attention, absorbed: q [n, heads, nope + rot_dim] and latent [n, kv_lora + rot_dim], both overwritten -> out [n, heads, v_dim].
+
+        norm [kv_lora] is a weight's address. k_b holds `heads` matrices [kv_lora, nope], v_b as many [v_dim, kv_lora]. The latents' first kv_lora
+        values are normed, their last and the queries' last rot_dim rotated; cache [num_pages, page_size, kv_lora + rot_dim] takes the latents."""

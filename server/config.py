@@ -25,7 +25,7 @@ Device = Literal["auto", "cpu"]
 class ModelConfig:
     """Where the model comes from. gguf_path wins over model; a person who gives both at once is told."""
 
-    model: str = "smollm2"  # an embedded model's name
+    model: str = "tiny-r1"  # an embedded model's name
     gguf_path: Path | None = None  # a GGUF file, or a directory that holds one model
     model_path: Path | None = None  # local HF directory that overrides config, tokenizer and chat template
     model_name: str | None = None  # what /v1/models calls it; None: from the GGUF
@@ -39,6 +39,7 @@ class EngineConfig:
     cache_lens: int | None = None  # KV tokens; None: the smaller of 8192 and the model's context
     cache_type: CacheType = "f16"  # how the KV cache is stored
     prefill_chunk: int = 512  # the most prompt tokens in one step
+    experts_per_token: int | None = None  # fewer routed experts than the model's own; None: its own
     device: Device = "auto"
 
 
@@ -222,7 +223,7 @@ def _check(config: Config) -> None:
 
 
 def _engine_rules(engine: EngineConfig) -> list[tuple[bool, str]]:
-    threads, tokens = engine.cpu_infer, engine.cache_lens
+    threads, tokens, experts = engine.cpu_infer, engine.cache_lens, engine.experts_per_token
     return [
         (threads is None or threads >= 1, f"cpu_infer is {threads}, but the model needs at least one CPU thread. Leave it out to use every CPU."),
         (
@@ -231,6 +232,10 @@ def _engine_rules(engine: EngineConfig) -> list[tuple[bool, str]]:
             "Leave it out for the smaller of 8192 and the model's context.",
         ),
         (engine.prefill_chunk >= 1, f"prefill_chunk is {engine.prefill_chunk}, but a step takes at least 1 token. The default is 512."),
+        (
+            experts is None or experts >= 1,
+            f"experts_per_token is {experts}, but a token uses at least 1 routed expert. Leave it out for as many as the model was trained with.",
+        ),
     ]
 
 

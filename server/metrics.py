@@ -46,6 +46,7 @@ class Metrics:
         self.running = Gauge("moespan_num_requests_running", "Requests in the engine.", registry=self.registry)
         self.waiting = Gauge("moespan_num_requests_waiting", "Requests in the queue.", registry=self.registry)
         self.kv_usage = Gauge("moespan_kv_cache_usage_perc", "Used KV pages, 0 to 1.", registry=self.registry)
+        self.experts_per_token = Gauge("moespan_experts_per_token", "Routed experts that a token uses; 0: a model without experts.", registry=self.registry)
         self.prefill_rate = Gauge("moespan_prefill_tokens_per_second", "Prefill speed of the last request.", registry=self.registry)
         self.decode_rate = Gauge("moespan_decode_tokens_per_second", "Decode speed of the last request.", registry=self.registry)
 

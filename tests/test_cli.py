@@ -17,7 +17,7 @@ from server.api.serving import Loaded
 from server.cli import bench, chat, embedded, main, serve
 from server.cli.contents import size
 from server.cli.flags import CONFIG_FLAGS, HELP, config_of, parse
-from server.config import KEYS, ApiConfig, Config, EngineConfig, SchedulerConfig
+from server.config import KEYS, ApiConfig, Config, EngineConfig, ModelConfig, SchedulerConfig
 from server.engine.gguf.writer import TensorData, write_gguf
 from server.errors import ConfigError
 from server.metrics import Metrics
@@ -170,7 +170,7 @@ def test_an_embedded_model_that_is_not_installed_prints_the_line_that_brings_it(
 
 def test_an_unknown_embedded_model_names_those_there_are(capsys):
     assert main(["inspect", "--model", "gpt5"]) == 1
-    assert "There is no embedded model 'gpt5'; there is smollm2." in capsys.readouterr().err
+    assert "There is no embedded model 'gpt5'; there is tiny-r1, smollm2." in capsys.readouterr().err
 
 
 def test_an_embedded_model_is_found_without_importing_its_package(tmp_path, monkeypatch):
@@ -180,6 +180,13 @@ def test_an_embedded_model_is_found_without_importing_its_package(tmp_path, monk
     (package / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     assert embedded.embedded_path("smollm2") == package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_the_default_model_is_here_and_its_absence_has_a_sentence(tmp_path, monkeypatch, capsys):
+    assert embedded.chosen_gguf(ModelConfig()).name == "tiny-r1-Q4_K_M.gguf"
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    assert main(["inspect"]) == 1
+    assert "The embedded model 'tiny-r1' is missing from this installation. Install moespan again" in capsys.readouterr().err
 
 
 # --- inspect -----------------------------------------------------------------
@@ -353,15 +360,23 @@ def test_speeds_leave_out_what_took_no_time():
 
 
 def test_the_welcome_holds_a_line_that_can_be_pasted():
-    text = serve.welcome("it's", "http://127.0.0.1:10002", ApiConfig())
+    text = serve.welcome("it's", "http://127.0.0.1:10002", Config(model=ModelConfig(gguf_path=Path("it's.gguf"))))
     command = next(line for line in text.splitlines() if line.startswith("curl"))
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout.splitlines()
     assert words[:3] == ["curl", "-N", "http://127.0.0.1:10002/v1/chat/completions"]
-    assert json.loads(words[-1])["model"] == "it's"
+    body = json.loads(words[-1])
+    assert (body["model"], body["stream"]) == ("it's", True)
+
+
+@pytest.mark.parametrize(("name", "question"), [("tiny-r1", "strawberry"), ("smollm2", "capital of France")])
+def test_the_welcome_asks_an_embedded_model_what_it_can_answer(name, question):
+    text = serve.welcome(name, "http://127.0.0.1:10002", Config(model=ModelConfig(model=name)))
+    assert question in text
+    assert "stream" not in text  # short enough to be read as a whole
 
 
 def test_the_welcome_keeps_the_key_to_itself():
-    text = serve.welcome("m", "https://h:1", ApiConfig(api_key="s3cret", ssl_certfile=Path("c"), ssl_keyfile=Path("k")))
+    text = serve.welcome("m", "https://h:1", Config(api=ApiConfig(api_key="s3cret", ssl_certfile=Path("c"), ssl_keyfile=Path("k"))))
     assert "s3cret" not in text
     assert '-H "Authorization: Bearer $API_KEY"' in text
     assert "curl -N -k https" in text

@@ -63,7 +63,7 @@ def test_a_key_left_empty_keeps_its_default(write):
 
 
 def test_a_flag_names_another_model_than_the_file(write):
-    assert load_config(write("model: {gguf_path: a.gguf}"), {"model": "smollm2"}).model == ModelConfig()
+    assert load_config(write("model: {gguf_path: a.gguf}"), {"model": "smollm2"}).model == ModelConfig(model="smollm2")
     assert load_config(write("model: {model: smollm2}"), {"gguf_path": "a.gguf"}).model.gguf_path == Path("a.gguf")
 
 
@@ -106,6 +106,7 @@ def test_a_file_that_is_not_there():
         ({"cache_type": "q8"}, "--cache_type must be one of f16, f32, not 'q8'"),
         ({"device": "cuda"}, "--device must be one of auto, cpu, not 'cuda'"),
         ({"prefill_chunk": "0"}, "prefill_chunk is 0"),
+        ({"experts_per_token": "0"}, "experts_per_token is 0, but a token uses at least 1 routed expert. Leave it out"),
         ({"max_queue": "0"}, "max_queue is 0, but at least 1 request must be able to wait"),
         ({"max_new_tokens": "0"}, "max_new_tokens is 0"),
         ({"grace_s": "-1"}, "grace_s is -1.0"),

@@ -1,13 +1,12 @@
 // rms_norm, rope, store_kv, attention, and attend, which is the last three in one call.
 #include "bindings/bindings.h"
+#include "bindings/cache.h"
 #include "layers/attention.h"
 #include "layers/norm.h"
 #include "layers/rope.h"
 
 namespace moespan {
 namespace {
-
-constexpr int kPagesSlot = 1;  // of the pool's shared memory; layers/attention.cpp uses slot 0
 
 void py_rms_norm(PyPool& pool, uintptr_t x, uintptr_t weight, uintptr_t out, int64_t n, int64_t dim, float eps) {
     Pool& native = pool.get();
@@ -18,12 +17,6 @@ void py_rms_norm(PyPool& pool, uintptr_t x, uintptr_t weight, uintptr_t out, int
     rms_norm(native, input, factors, output, rows, cols, eps);
 }
 
-Rotation checked_rotation(uintptr_t table, int64_t rot_dim, bool interleaved, size_t head_dim) {
-    const size_t rotated = positive(rot_dim, "rot_dim");
-    require(rotated % 2 == 0 && rotated <= head_dim, "rot_dim is ", rot_dim, ", but must be even and at most head_dim, ", head_dim);
-    return {address<const float>(table, "table"), rotated, interleaved};
-}
-
 void py_rope(PyPool& pool, uintptr_t x, int64_t n, int64_t heads, int64_t head_dim, int64_t rot_dim, uintptr_t table, bool interleaved) {
     Pool& native = pool.get();
     auto* values = address<float>(x, "x");
@@ -31,18 +24,6 @@ void py_rope(PyPool& pool, uintptr_t x, int64_t n, int64_t heads, int64_t head_d
     const Rotation rotation = checked_rotation(table, rot_dim, interleaved, size);
     py::gil_scoped_release release;
     rope(native, values, tokens, count, size, rotation.rot_dim, rotation.table, interleaved);
-}
-
-// The sequence's pages, copied into memory that the pool keeps, so that a step allocates nothing.
-const int32_t* copy_pages(Pool& pool, const py::sequence& pages, size_t page_size, size_t tokens) {
-    const size_t count = pages.size();
-    require(count * page_size >= tokens, count, " pages of ", page_size, " tokens cannot hold ", tokens, " tokens");
-    auto* copy = static_cast<int32_t*>(pool.shared(kPagesSlot, count * sizeof(int32_t)));
-    for (size_t i = 0; i < count; ++i) {
-        copy[i] = pages[i].cast<int32_t>();
-        require(copy[i] >= 0, "page ", i, " is ", copy[i], ", but must not be negative");
-    }
-    return copy;
 }
 
 // What store_kv and attention say alike about the cache, checked.
@@ -58,9 +39,8 @@ struct CacheArguments {
         PagedKv kv{};
         kv.half = half;
         kv.kv_heads = positive(kv_heads, "kv_heads");
-        kv.head_dim = positive(head_dim, "head_dim");
+        kv.head_dim = kv.value_dim = positive(head_dim, "head_dim");
         kv.page_size = positive(page_size, "page_size");
-        require(kv.page_size % 16 == 0, "page_size is ", page_size, ", but must be a multiple of 16");
         require(start >= 0, "start is ", start, ", but must not be negative");
         kv.pages = copy_pages(pool, pages, kv.page_size, positive(n, "n") + static_cast<size_t>(start));
         kv.k = half ? static_cast<void*>(address<uint16_t>(k_cache, "k_cache")) : address<float>(k_cache, "k_cache");

@@ -26,7 +26,9 @@ PYBIND11_MODULE(_native, module) {
         .def("pin_caller", [](const PyPool& p) { p.get().pin_caller(); })
         .def("close", &PyPool::close, py::call_guard<py::gil_scoped_release>());
     bind_linear(module, pool);
+    bind_experts(pool);
     bind_attention(pool);
+    bind_latent(pool);
 }
 
 }  // namespace

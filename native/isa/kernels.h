@@ -50,29 +50,31 @@ struct FormatKernels {
 };
 
 // One layer's KV cache and the pages of one sequence in it; float16 (as uint16_t) when half, else float32.
+//
+// Latent attention has one array, v is null: k [num_pages, page_size, head_dim], one head whose values are its keys' first value_dim.
 struct PagedKv {
     void* k;  // [num_pages, kv_heads, head_dim, page_size]
     void* v;  // [num_pages, kv_heads, page_size, head_dim]
     bool half;
-    size_t kv_heads, head_dim, page_size;  // page_size is a multiple of 16
-    const int32_t* pages;                  // page of positions i * page_size ..
+    size_t kv_heads, head_dim, value_dim, page_size;  // page_size is a multiple of 16
+    const int32_t* pages;                             // page of positions i * page_size ..
 };
 
 // Queries at positions start .. start + n - 1, of a sequence whose keys and values up to there are in the cache.
 struct Attention {
     const float* q;  // [n, heads, head_dim]
-    float* out;      // [n, heads, head_dim]
+    float* out;      // [n, heads, value_dim]
     size_t n, heads, start;
     float scale;
     PagedKv kv;
 };
 
 // What one thread works on at once: rows (token * group + head of the group, at most kAttentionRows) of one KV head against a run of keys.
-constexpr size_t kAttentionRows = 96;
+constexpr size_t kAttentionRows = 96, kLatentRows = 48;
 struct AttentionPiece {
     size_t kv_head, row_begin, row_end;
     size_t key_begin, key_end;  // key_begin is a multiple of 16
-    float* partials;            // [n, heads, 2 + head_dim]: (maximum, sum, o) of each row; null when the piece has all the keys
+    float* partials;            // [n, heads, 2 + value_dim]: (maximum, sum, o) of each row; null when the piece has all the keys
 };
 
 struct KernelTable {
@@ -98,8 +100,15 @@ struct KernelTable {
     void (*store_kv)(const PagedKv& kv, const float* k, const float* v, size_t head, size_t first, size_t begin, size_t end);
     size_t (*attention_scratch_bytes)(size_t head_dim);
     void (*attend)(const Attention& call, const AttentionPiece& piece, uint8_t* scratch);
-    // out [head_dim] = the splits of one row joined; split i lies at partials + i * stride, as AttentionPiece::partials says.
-    void (*merge_splits)(const float* partials, size_t splits, size_t stride, size_t head_dim, float* out);
+    // out [value_dim] = the splits of one row joined; split i lies at partials + i * stride, as AttentionPiece::partials says.
+    void (*merge_splits)(const float* partials, size_t splits, size_t stride, size_t value_dim, float* out);
+
+    // --- latent attention (kernels/latent-inl.h) ---
+    // Latents [count, head_dim] of positions begin .. begin + count - 1 into the cache.
+    void (*store_latents)(const PagedKv& kv, const float* latents, size_t begin, size_t count);
+    size_t (*latent_scratch_bytes)(size_t head_dim, size_t value_dim);
+    // As attend; pieces have at most kLatentRows rows.
+    void (*attend_latent)(const Attention& call, const AttentionPiece& piece, uint8_t* scratch);
 };
 
 // Constant-initialised: nothing of another instruction set runs at load time.

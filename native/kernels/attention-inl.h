@@ -30,21 +30,30 @@ inline size_t round_up(size_t value, size_t step) { return (value + step - 1) / 
 
 // The working memory of one piece, cut out of the thread's scratch.
 struct AttentionTile {
-    size_t rows, head_dim, padded_dim;
-    float* q;         // [rows][head_dim], times the scale
-    float* scores;    // [rows][kKeyBlock]; after softmax_update the weights
-    float* o;         // [rows][padded_dim], not yet divided by sum
-    float* max;       // [rows]
-    float* sum;       // [rows]
-    size_t* visible;  // [rows]: how many keys of the block the row sees; never falls from row to row
-    float* keys;      // [kKeyBlock / 16][head_dim][16]
-    float* values;    // [padded_dim / 16][kKeyBlock][16]
+    size_t rows, value_dim, padded_dim;  // padded to panels
+    float* scores;                       // [rows][kKeyBlock]; after softmax_update the weights
+    float* o;                            // [rows][padded_dim], not yet divided by sum
+    float* max;                          // [rows]
+    float* sum;                          // [rows]
+    size_t* visible;                     // [rows]: how many keys of the block the row sees; never falls from row to row
 };
 
+// What reading a KV head takes besides.
+struct HeadTile : AttentionTile {
+    size_t head_dim;
+    float* q;       // [rows][head_dim], times the scale
+    float* keys;    // [kKeyBlock / 16][head_dim][16]
+    float* values;  // [padded_dim / 16][kKeyBlock][16]
+};
+
+size_t tile_bytes(size_t rows, size_t value_dim) {
+    const size_t floats = rows * (kKeyBlock + round_up(value_dim, kPanel) + 2);
+    return floats * sizeof(float) + rows * sizeof(size_t) + 5 * 64;  // each part starts a cache line
+}
+
 size_t attention_scratch_bytes(size_t head_dim) {
-    const size_t padded = round_up(head_dim, kPanel), rows = kAttentionRows;
-    const size_t floats = rows * (padded + kKeyBlock + padded + 2) + 2 * kKeyBlock * padded;
-    return floats * sizeof(float) + rows * sizeof(size_t) + 8 * 64;  // each part starts a cache line
+    const size_t padded = round_up(head_dim, kPanel);
+    return tile_bytes(kAttentionRows, head_dim) + (kAttentionRows + 2 * kKeyBlock) * padded * sizeof(float) + 3 * 64;
 }
 
 template <class T>
@@ -54,17 +63,22 @@ T* take(uint8_t*& memory, size_t count) {
     return taken;
 }
 
-AttentionTile make_tile(size_t rows, size_t head_dim, uint8_t* scratch) {
+AttentionTile take_tile(uint8_t*& scratch, size_t rows, size_t value_dim) {
     AttentionTile tile;
     tile.rows = rows;
-    tile.head_dim = head_dim;
-    tile.padded_dim = round_up(head_dim, kPanel);
-    tile.q = take<float>(scratch, rows * head_dim);
+    tile.value_dim = value_dim;
+    tile.padded_dim = round_up(value_dim, kPanel);
     tile.scores = take<float>(scratch, rows * kKeyBlock);
     tile.o = take<float>(scratch, rows * tile.padded_dim);
     tile.max = take<float>(scratch, rows);
     tile.sum = take<float>(scratch, rows);
     tile.visible = take<size_t>(scratch, rows);
+    return tile;
+}
+
+HeadTile make_tile(size_t rows, size_t head_dim, uint8_t* scratch) {
+    HeadTile tile{take_tile(scratch, rows, head_dim), head_dim, nullptr, nullptr, nullptr};
+    tile.q = take<float>(scratch, rows * head_dim);
     tile.keys = take<float>(scratch, kKeyBlock * head_dim);
     tile.values = take<float>(scratch, kKeyBlock * tile.padded_dim);
     return tile;
@@ -76,8 +90,17 @@ inline size_t global_row(const Attention& call, const AttentionPiece& piece, siz
     return at / group * call.heads + piece.kv_head * group + at % group;
 }
 
+// Nothing seen yet.
+inline void clear_tile(const AttentionTile& tile) {
+    for (size_t row = 0; row < tile.rows; ++row) {
+        tile.max[row] = kMinusInfinity;
+        tile.sum[row] = 0.0f;
+    }
+    memset(tile.o, 0, tile.rows * tile.padded_dim * sizeof(float));
+}
+
 template <class V>
-void begin_tile(const AttentionTile& tile, const Attention& call, const AttentionPiece& piece) {
+void load_queries(const HeadTile& tile, const Attention& call, const AttentionPiece& piece) {
     const auto scale = V::broadcast(call.scale);
     for (size_t row = 0; row < tile.rows; ++row) {
         const float* q = call.q + global_row(call, piece, row) * tile.head_dim;
@@ -85,10 +108,7 @@ void begin_tile(const AttentionTile& tile, const Attention& call, const Attentio
             const int n = (int)smaller(tile.head_dim - d, V::kLanes);
             V::store_partial(tile.q + row * tile.head_dim + d, V::mul(V::load_partial(q + d, n), scale), n);
         }
-        tile.max[row] = kMinusInfinity;
-        tile.sum[row] = 0.0f;
     }
-    memset(tile.o, 0, tile.rows * tile.padded_dim * sizeof(float));
 }
 
 // The token of a row sees the keys up to its own position.
@@ -104,7 +124,7 @@ inline void count_visible(const AttentionTile& tile, const Attention& call, cons
 // scores[:, column ..] = q @ keys for `columns` keys, a multiple of 16. Rows that see none of a panel skip it. fetch(c) runs before the
 // panel of columns c .. c + 15: what it prefetches arrives while the panel is computed.
 template <class V, class T, class Fetch>
-void scores_tile(const AttentionTile& tile, const Panels<T>& keys, size_t column, size_t columns, const Fetch& fetch) {
+void scores_tile(const HeadTile& tile, const Panels<T>& keys, size_t column, size_t columns, const Fetch& fetch) {
     constexpr size_t kRows = ProductShape<V>::kRows;
     for (size_t c = 0; c < columns; c += kPanel) {
         fetch(c);
@@ -189,7 +209,7 @@ struct KeyBlock {
 
 // One block of keys through float panels.
 template <class V, class T>
-void attend_unpacked(const AttentionTile& tile, const PagedKv& kv, const KeyBlock& block) {
+void attend_unpacked(const HeadTile& tile, const PagedKv& kv, const KeyBlock& block) {
     const auto no_fetch = [](size_t) {};
     const size_t count = block.end - block.begin;
     unpack_keys<V, T>(kv, block.head, block.begin, block.end, tile.keys);
@@ -209,7 +229,7 @@ void prefetch(const T* row, size_t rows, size_t stride, size_t count) {
 // One block of keys, read in place; head_dim is a multiple of 16. The block's values are fetched while the scores are computed, and the next
 // block's keys while the values are summed: with pages all over the memory the processor's own prefetching reaches half the speed.
 template <class V, class T>
-void attend_in_place(const AttentionTile& tile, const PagedKv& kv, const KeyBlock& block) {
+void attend_in_place(const HeadTile& tile, const PagedKv& kv, const KeyBlock& block) {
     const size_t head_dim = kv.head_dim, page_size = kv.page_size;
     each_page(kv, block.begin, block.end, [&](size_t page, size_t slot, size_t position, size_t count) {
         const T* values = value_page<T>(kv, page, block.head) + slot * head_dim;
@@ -226,7 +246,7 @@ void attend_in_place(const AttentionTile& tile, const PagedKv& kv, const KeyBloc
 }
 
 template <class V, class T>
-void attend_keys(const AttentionTile& tile, const Attention& call, const AttentionPiece& piece) {
+void attend_keys(const HeadTile& tile, const Attention& call, const AttentionPiece& piece) {
     // Unpacking costs about as much as two more readings of the halves.
     const bool in_place = tile.rows <= 2 * ProductShape<V>::kRows && tile.head_dim % kPanel == 0;
     const auto attend_block = in_place ? attend_in_place<V, T> : attend_unpacked<V, T>;
@@ -242,48 +262,49 @@ template <class V>
 void finish_tile(const AttentionTile& tile, const Attention& call, const AttentionPiece& piece) {
     for (size_t row = 0; row < tile.rows; ++row) {
         const size_t at = global_row(call, piece, row);
-        float* to = call.out + at * tile.head_dim;
+        float* to = call.out + at * tile.value_dim;
         float divisor = tile.sum[row];
         if (piece.partials != nullptr) {
-            float* partial = piece.partials + at * (tile.head_dim + 2);
+            float* partial = piece.partials + at * (tile.value_dim + 2);
             partial[0] = tile.max[row];
             partial[1] = tile.sum[row];
             to = partial + 2;
             divisor = 1.0f;
         }
         const auto factor = V::broadcast(1.0f / divisor);
-        for (size_t d = 0; d < tile.head_dim; d += V::kLanes) {
-            V::store_partial(to + d, V::mul(V::load(tile.o + row * tile.padded_dim + d), factor), (int)smaller(tile.head_dim - d, V::kLanes));
+        for (size_t d = 0; d < tile.value_dim; d += V::kLanes) {
+            V::store_partial(to + d, V::mul(V::load(tile.o + row * tile.padded_dim + d), factor), (int)smaller(tile.value_dim - d, V::kLanes));
         }
     }
 }
 
 template <class V>
 void attend(const Attention& call, const AttentionPiece& piece, uint8_t* scratch) {
-    const AttentionTile tile = make_tile(piece.row_end - piece.row_begin, call.kv.head_dim, scratch);
-    begin_tile<V>(tile, call, piece);
+    const HeadTile tile = make_tile(piece.row_end - piece.row_begin, call.kv.head_dim, scratch);
+    clear_tile(tile);
+    load_queries<V>(tile, call, piece);
     const auto attend_as = call.kv.half ? attend_keys<V, uint16_t> : attend_keys<V, float>;
     attend_as(tile, call, piece);
     finish_tile<V>(tile, call, piece);
 }
 
-// out [head_dim] = one row's splits joined: partials + i * stride holds (maximum, sum, o [head_dim]) of split i. A split of which the row
+// out [value_dim] = one row's splits joined: partials + i * stride holds (maximum, sum, o [value_dim]) of split i. A split of which the row
 // sees no key has maximum -inf and weighs nothing.
 template <class V>
-void merge_splits(const float* partials, size_t splits, size_t stride, size_t head_dim, float* out) {
+void merge_splits(const float* partials, size_t splits, size_t stride, size_t value_dim, float* out) {
     float max = kMinusInfinity, sum = 0.0f;
     for (size_t i = 0; i < splits; ++i) max = partials[i * stride] > max ? partials[i * stride] : max;
-    memset(out, 0, head_dim * sizeof(float));
+    memset(out, 0, value_dim * sizeof(float));
     for (size_t i = 0; i < splits; ++i) {
         const float* partial = partials + i * stride;
         const auto weight = V::exp(V::broadcast(partial[0] - max));
         sum += V::reduce_max(weight) * partial[1];
-        for (size_t d = 0; d < head_dim; d += V::kLanes) {
-            const int n = (int)smaller(head_dim - d, V::kLanes);
+        for (size_t d = 0; d < value_dim; d += V::kLanes) {
+            const int n = (int)smaller(value_dim - d, V::kLanes);
             V::store_partial(out + d, V::fma(weight, V::load_partial(partial + 2 + d, n), V::load_partial(out + d, n)), n);
         }
     }
-    for (size_t d = 0; d < head_dim; ++d) out[d] /= sum;
+    for (size_t d = 0; d < value_dim; ++d) out[d] /= sum;
 }
 
 }  // namespace

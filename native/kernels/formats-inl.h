@@ -65,6 +65,40 @@ struct Q4_1 {
 };
 
 template <class Ops>
+struct Q5_0 {
+    using Block = BlockQ5_0;
+    static constexpr uint32_t kType = kQ5_0;
+    static constexpr int kBlock = 32, kGroup = 32, kMaxCode = 31;
+    static constexpr bool kSigned = false, kOffset = true;
+
+    static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::five_bits(((const Block*)span)[j].q); }
+    static typename Ops::Sums dot_two(const uint8_t* span, int j, const int8_t* x) {
+        return Ops::dot_two_five_bits(((const Block*)span)[j].q, ((const Block*)span)[j + 1].q, x);
+    }
+    static Scales<Ops, kGroup> scales(const uint8_t* span, int count) {
+        const auto d = block_halves<Ops, sizeof(Block)>(span, count).first;
+        return {{d}, {Ops::V8::mul(d, Ops::V8::broadcast(-16.0f))}};
+    }
+};
+
+template <class Ops>
+struct Q5_1 {
+    using Block = BlockQ5_1;
+    static constexpr uint32_t kType = kQ5_1;
+    static constexpr int kBlock = 32, kGroup = 32, kMaxCode = 31;
+    static constexpr bool kSigned = false, kOffset = true;
+
+    static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::five_bits(((const Block*)span)[j].q); }
+    static typename Ops::Sums dot_two(const uint8_t* span, int j, const int8_t* x) {
+        return Ops::dot_two_five_bits(((const Block*)span)[j].q, ((const Block*)span)[j + 1].q, x);
+    }
+    static Scales<Ops, kGroup> scales(const uint8_t* span, int count) {
+        const auto [d, m] = block_halves<Ops, sizeof(Block)>(span, count);
+        return {{d}, {m}};
+    }
+};
+
+template <class Ops>
 struct Q8_0 {
     using Block = BlockQ8_0;
     static constexpr uint32_t kType = kQ8_0;
@@ -77,6 +111,20 @@ struct Q8_0 {
     }
 };
 
+// The scales of Q4_K and Q5_K: 6 bits each for scale and minimum, packed as blocks.h says.
+template <class Ops, class Block>
+inline Scales<Ops, 32> packed_scales(const Block& block) {
+    uint32_t packed[3], scale[2], min[2];
+    memcpy(packed, block.scales, sizeof(packed));
+    scale[0] = packed[0] & 0x3f3f3f3f;
+    scale[1] = (packed[2] & 0x0f0f0f0f) | (packed[0] >> 2 & 0x30303030);
+    min[0] = packed[1] & 0x3f3f3f3f;
+    min[1] = (packed[2] >> 4 & 0x0f0f0f0f) | (packed[1] >> 2 & 0x30303030);
+    using V8 = typename Ops::V8;
+    return {{V8::mul(Ops::from_u8((const uint8_t*)scale), V8::broadcast(Ops::half(block.d)))},
+            {V8::mul(Ops::from_u8((const uint8_t*)min), V8::broadcast(-Ops::half(block.dmin)))}};
+}
+
 template <class Ops>
 struct Q4_K {
     using Block = BlockQ4_K;
@@ -85,18 +133,21 @@ struct Q4_K {
     static constexpr bool kSigned = false, kOffset = true;
 
     static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::bits(((const Block*)span)->qs + 32 * (j / 2), 4 * (j % 2), 15); }
-    static Scales<Ops, kGroup> scales(const uint8_t* span, int) {
+    static Scales<Ops, kGroup> scales(const uint8_t* span, int) { return packed_scales<Ops>(*(const Block*)span); }
+};
+
+template <class Ops>
+struct Q5_K {
+    using Block = BlockQ5_K;
+    static constexpr uint32_t kType = kQ5_K;
+    static constexpr int kBlock = 256, kGroup = 32, kMaxCode = 31;
+    static constexpr bool kSigned = false, kOffset = true;
+
+    static typename Ops::Codes codes(const uint8_t* span, int j) {
         const Block& block = *(const Block*)span;
-        uint32_t packed[3], scale[2], min[2];
-        memcpy(packed, block.scales, sizeof(packed));
-        scale[0] = packed[0] & 0x3f3f3f3f;
-        scale[1] = (packed[2] & 0x0f0f0f0f) | (packed[0] >> 2 & 0x30303030);
-        min[0] = packed[1] & 0x3f3f3f3f;
-        min[1] = (packed[2] >> 4 & 0x0f0f0f0f) | (packed[1] >> 2 & 0x30303030);
-        using V8 = typename Ops::V8;
-        return {{V8::mul(Ops::from_u8((const uint8_t*)scale), V8::broadcast(Ops::half(block.d)))},
-                {V8::mul(Ops::from_u8((const uint8_t*)min), V8::broadcast(-Ops::half(block.dmin)))}};
+        return Ops::or_fifth(Ops::bits(block.qs + 32 * (j / 2), 4 * (j % 2), 15), block.qh, j);
     }
+    static Scales<Ops, kGroup> scales(const uint8_t* span, int) { return packed_scales<Ops>(*(const Block*)span); }
 };
 
 template <class Ops>

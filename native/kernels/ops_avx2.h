@@ -1,6 +1,7 @@
 // OpsAvx2: the integer side on AVX2, on top of VecAvx2's floats. The functions are those of OpsScalar (ops_scalar.h).
 #pragma once
 
+#include "quant/blocks.h"
 #include "vec_avx2.h"
 
 namespace moespan {
@@ -24,10 +25,18 @@ struct OpsAvx2 : VecAvx2 {
         const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(packed), _mm_srli_epi16(packed, 4), 1);
         return _mm256_and_si256(both, _mm256_set1_epi8(15));
     }
+    static Codes five_bits(const FiveBits& q) {
+        const __m256i eighths = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+        return _mm256_or_si256(nibbles(q.qs), sixteens(_mm256_shuffle_epi8(_mm256_set1_epi32(load32(q.qh)), eighths)));
+    }
     static Codes bits(const uint8_t* p, int shift, uint8_t mask) {
         return _mm256_and_si256(_mm256_srli_epi16(load_codes(p), shift), _mm256_set1_epi8((char)mask));
     }
     static Codes or_high(Codes low, Codes high) { return _mm256_or_si256(low, _mm256_slli_epi16(high, 4)); }
+    static Codes or_fifth(Codes low, const uint8_t* p, int bit) {
+        const __m256i bytes = load_codes(p), in_place = bit < 4 ? _mm256_slli_epi16(bytes, 4 - bit) : _mm256_srli_epi16(bytes, bit - 4);
+        return _mm256_or_si256(low, _mm256_and_si256(in_place, _mm256_set1_epi8(16)));
+    }
 
     struct HalfPairs {
         __m256 first, second;
@@ -58,9 +67,17 @@ struct OpsAvx2 : VecAvx2 {
     static Sums dot_signed(Codes w, Codes x) { return dot_unsigned(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
     // The 16-bit sums of low and high nibbles are added before they are widened.
     static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
-        const Halves w = two_nibbles(a, b), codes = regroup(x);
-        const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(w.low, codes.low), _mm256_maddubs_epi16(w.high, codes.high));
-        return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+        return dot_halves(two_nibbles(a, b), regroup(x));
+    }
+    static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) {
+        // Their first four bytes are wanted; to broadcast those here would be two shuffles more, and shuffles are what this waits for.
+        const __m256i high_bits = _mm256_loadu2_m128i((const __m128i*)&b, (const __m128i*)&a);
+        const __m256i first = _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0, 0x01010101, 0x01010101));
+        const __m256i second = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x02020202, 0x02020202, 0x03030303, 0x03030303));
+        Halves w = two_nibbles(a.qs, b.qs);
+        w.low = _mm256_or_si256(w.low, sixteens(_mm256_shuffle_epi8(high_bits, first)));
+        w.high = _mm256_or_si256(w.high, sixteens(_mm256_shuffle_epi8(high_bits, second)));
+        return dot_halves(w, regroup(x));
     }
     static __m256 to_float(Sums s) { return _mm256_cvtepi32_ps(s); }
 
@@ -143,6 +160,20 @@ struct OpsAvx2 : VecAvx2 {
     }
 
   private:
+    static Sums dot_halves(Halves w, Halves x) {
+        const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(w.low, x.low), _mm256_maddubs_epi16(w.high, x.high));
+        return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    }
+    static int32_t load32(const uint8_t* p) {
+        int32_t bits;
+        memcpy(&bits, p, sizeof(bits));
+        return bits;
+    }
+    // Byte i: 16 where it has bit i % 8.
+    static __m256i sixteens(__m256i bytes) {
+        const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+        return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), _mm256_set1_epi8(16));
+    }
     static int32_t sum_lanes(__m256i v) {
         const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
         const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ops_avx2.h"
+#include "quant/blocks.h"
 #include "vec_avx512.h"
 
 namespace moespan {
@@ -24,8 +25,12 @@ struct OpsAvx512 : VecAvx512 {
     static Codes load_codes(const void* p) { return Narrow::load_codes(p); }
     static void store_codes(void* p, Codes c) { Narrow::store_codes(p, c); }
     static Codes nibbles(const uint8_t* p) { return Narrow::nibbles(p); }
+    static Codes five_bits(const FiveBits& q) { return add_sixteens(nibbles(q.qs), load32(q.qh)); }
     static Codes bits(const uint8_t* p, int shift, uint8_t mask) { return Narrow::bits(p, shift, mask); }
     static Codes or_high(Codes low, Codes high) { return Narrow::or_high(low, high); }
+    static Codes or_fifth(Codes low, const uint8_t* p, int bit) {
+        return add_sixteens(low, _mm256_test_epi8_mask(load_codes(p), _mm256_set1_epi8((char)(1 << bit))));
+    }
 
     using HalfPairs = Narrow::HalfPairs;
     template <size_t stride>
@@ -44,6 +49,12 @@ struct OpsAvx512 : VecAvx512 {
     static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
         const Narrow::Halves w = Narrow::two_nibbles(a, b), codes = Narrow::regroup(x);
         return _mm256_dpbusd_epi32(dot_unsigned(w.low, codes.low), w.high, codes.high);
+    }
+    static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) {
+        const Narrow::Halves w = Narrow::two_nibbles(a.qs, b.qs), codes = Narrow::regroup(x);
+        const uint32_t high_a = load32(a.qh), high_b = load32(b.qh);
+        const Codes low = add_sixteens(w.low, (high_a & 0xffff) | high_b << 16), high = add_sixteens(w.high, high_a >> 16 | (high_b & 0xffff0000));
+        return _mm256_dpbusd_epi32(dot_unsigned(low, codes.low), high, codes.high);
     }
     static __m256 to_float(Sums s) { return Narrow::to_float(s); }
 
@@ -74,6 +85,15 @@ struct OpsAvx512 : VecAvx512 {
         Narrow::quantize32(x, inverse, codes, low_sum, high_sum);
     }
     static float max_abs32(const float* x) { return Narrow::max_abs32(x); }
+
+  private:
+    // 16 more in the bytes whose bit is set.
+    static Codes add_sixteens(Codes c, uint32_t bits) { return _mm256_mask_add_epi8(c, bits, c, _mm256_set1_epi8(16)); }
+    static uint32_t load32(const uint8_t* p) {
+        uint32_t bits;
+        memcpy(&bits, p, sizeof(bits));
+        return bits;
+    }
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quant/blocks.h"
 #include "vec_scalar.h"
 
 namespace moespan {
@@ -45,6 +46,12 @@ struct OpsScalar : VecScalar {
         }
         return c;
     }
+    // The same with a fifth bit for each.
+    static Codes five_bits(const FiveBits& q) {
+        Codes c = nibbles(q.qs);
+        for (int i = 0; i < 32; ++i) c.byte[i] |= (uint8_t)((q.qh[i / 8] >> i % 8 & 1) << 4);
+        return c;
+    }
     // 32 bytes: (byte >> shift) & mask.
     static Codes bits(const uint8_t* p, int shift, uint8_t mask) {
         Codes c;
@@ -54,6 +61,12 @@ struct OpsScalar : VecScalar {
     // low | high << 4, where the high parts are below 16.
     static Codes or_high(Codes low, Codes high) {
         for (int i = 0; i < 32; ++i) low.byte[i] |= (uint8_t)(high.byte[i] << 4);
+        return low;
+    }
+
+    // low with 16 more where the byte of p has that bit.
+    static Codes or_fifth(Codes low, const uint8_t* p, int bit) {
+        for (int i = 0; i < 32; ++i) low.byte[i] |= (uint8_t)((p[i] >> bit & 1) << 4);
         return low;
     }
 
@@ -90,9 +103,11 @@ struct OpsScalar : VecScalar {
         for (int i = 0; i < 32; ++i) s.lane[i / 4] += (int)(int8_t)w.byte[i] * (int8_t)x.byte[i];
         return s;
     }
-    // Two blocks of 16 bytes of nibbles times x's 64 codes: lanes 0..3 belong to block a, lanes 4..7 to block b.
-    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
-        const Codes w[2] = {nibbles(a), nibbles(b)};
+    // Two blocks of 32 codes times x's 64: lanes 0..3 belong to block a, lanes 4..7 to block b.
+    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) { return dot_two(nibbles(a), nibbles(b), x); }
+    static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) { return dot_two(five_bits(a), five_bits(b), x); }
+    static Sums dot_two(Codes a, Codes b, const int8_t* x) {
+        const Codes w[2] = {a, b};
         Sums s = {};
         for (int i = 0; i < 64; ++i) s.lane[i / 32 * 4 + i % 4] += (int)w[i / 32].byte[i % 32] * x[i];
         return s;

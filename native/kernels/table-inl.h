@@ -9,6 +9,7 @@
 #include "gemv-inl.h"
 #include "isa/kernels.h"
 #include "kv-inl.h"
+#include "latent-inl.h"
 #include "norm-inl.h"
 #include "rope-inl.h"
 
@@ -30,8 +31,8 @@ constexpr FormatKernels floating() {
 template <class Ops>
 constexpr FormatKernels kFormats[] = {
     floating<Ops, F32<Ops>>(), floating<Ops, F16<Ops>>(), floating<Ops, BF16<Ops>>(),
-    quantised<Ops, Q4_0<Ops>>(), quantised<Ops, Q4_1<Ops>>(), quantised<Ops, Q8_0<Ops>>(),
-    quantised<Ops, Q4_K<Ops>>(), quantised<Ops, Q6_K<Ops>>(),
+    quantised<Ops, Q4_0<Ops>>(), quantised<Ops, Q4_1<Ops>>(), quantised<Ops, Q5_0<Ops>>(), quantised<Ops, Q5_1<Ops>>(), quantised<Ops, Q8_0<Ops>>(),
+    quantised<Ops, Q4_K<Ops>>(), quantised<Ops, Q5_K<Ops>>(), quantised<Ops, Q6_K<Ops>>(),
 };
 
 template <class Ops>
@@ -49,6 +50,9 @@ constexpr KernelTable make_table(const char* name) {
         .attention_scratch_bytes = attention_scratch_bytes,
         .attend = attend<Ops>,
         .merge_splits = merge_splits<Ops>,
+        .store_latents = store_latents<Ops>,
+        .latent_scratch_bytes = latent_scratch_bytes,
+        .attend_latent = attend_latent<Ops>,
     };
 }
 

@@ -13,9 +13,14 @@ constexpr size_t kSmallAttend = 200000;  // the same in floating-point operation
 constexpr size_t kPiecesPerThread = 4;   // so that the last pieces leave no thread idle for long
 constexpr size_t kMinRows = 24;          // smaller tiles read keys and values too often
 constexpr size_t kMinKeys = 128;         // smaller splits spend their time on merging
-constexpr int kPartialsSlot = 0;
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+// The kernel of one kind of cache, and the sizes of its tiles.
+struct Form {
+    void (*attend)(const Attention& call, const AttentionPiece& piece, uint8_t* scratch);
+    size_t scratch_bytes, least_rows, most_rows;
+};
 
 // How the work of one call is cut: kv_heads x row_tiles x splits pieces.
 struct Plan {
@@ -26,13 +31,13 @@ struct Plan {
     size_t pieces(size_t kv_heads) const { return kv_heads * row_tiles * splits; }
 };
 
-Plan make_plan(const Attention& call, size_t threads) {
+Plan make_plan(const Attention& call, const Form& form, size_t threads) {
     const size_t wanted = threads == 1 ? 1 : kPiecesPerThread * threads, page = call.kv.page_size;
     Plan plan;
     plan.rows = call.n * (call.heads / call.kv.kv_heads);
     plan.keys = call.start + call.n;
-    plan.tile_rows = std::min(plan.rows, kAttentionRows);
-    while (call.kv.kv_heads * ceil_div(plan.rows, plan.tile_rows) < wanted && plan.tile_rows / 2 >= kMinRows) plan.tile_rows /= 2;
+    plan.tile_rows = std::min(plan.rows, form.most_rows);
+    while (call.kv.kv_heads * ceil_div(plan.rows, plan.tile_rows) < wanted && plan.tile_rows / 2 >= form.least_rows) plan.tile_rows /= 2;
     plan.row_tiles = ceil_div(plan.rows, plan.tile_rows);
     const size_t most = std::max<size_t>(1, plan.keys / kMinKeys);
     const size_t splits = std::min(most, ceil_div(wanted, call.kv.kv_heads * plan.row_tiles));
@@ -53,15 +58,26 @@ AttentionPiece piece_at(const Attention& call, const Plan& plan, size_t i, float
     const size_t seen = call.start + (piece.row_end - 1) / group + 1;  // by the tile's last row
     piece.key_begin = split * plan.split_keys;
     piece.key_end = std::min(seen, piece.key_begin + plan.split_keys);
-    piece.partials = plan.splits == 1 ? nullptr : partials + split * call.n * call.heads * (call.kv.head_dim + 2);
+    piece.partials = plan.splits == 1 ? nullptr : partials + split * call.n * call.heads * (call.kv.value_dim + 2);
     return piece;
 }
 
 void merge(Pool& pool, const Attention& call, const Plan& plan, const float* partials) {
-    const size_t rows = call.n * call.heads, head_dim = call.kv.head_dim, stride = head_dim + 2;
-    spread(pool, rows, rows * plan.splits * head_dim < kSmallStore, [&](size_t row, uint8_t*) {
-        pool.kernels().merge_splits(partials + row * stride, plan.splits, rows * stride, head_dim, call.out + row * head_dim);
+    const size_t rows = call.n * call.heads, value_dim = call.kv.value_dim, stride = value_dim + 2;
+    spread(pool, rows, rows * plan.splits * value_dim < kSmallStore, [&](size_t row, uint8_t*) {
+        pool.kernels().merge_splits(partials + row * stride, plan.splits, rows * stride, value_dim, call.out + row * value_dim);
     });
+}
+
+void run_pieces(Pool& pool, const Attention& call, const Form& form) {
+    const Plan plan = make_plan(call, form, static_cast<size_t>(pool.threads()));
+    const size_t row_floats = call.kv.value_dim + 2, operations = 2 * call.n * call.heads * (call.kv.head_dim + call.kv.value_dim) * plan.keys;
+    float* partials = nullptr;
+    if (plan.splits > 1) partials = static_cast<float*>(pool.shared(Shared::kPartials, plan.splits * call.n * call.heads * row_floats * sizeof(float)));
+    pool.reserve_scratch(form.scratch_bytes);
+    spread(pool, plan.pieces(call.kv.kv_heads), operations < kSmallAttend,
+           [&](size_t i, uint8_t* scratch) { form.attend(call, piece_at(call, plan, i, partials), scratch); });
+    if (plan.splits > 1) merge(pool, call, plan, partials);
 }
 
 }  // namespace
@@ -77,14 +93,13 @@ void store_kv(Pool& pool, const PagedKv& kv, const float* k, const float* v, siz
 }
 
 void attention(Pool& pool, const Attention& call) {
-    const Plan plan = make_plan(call, static_cast<size_t>(pool.threads()));
-    const size_t row_floats = call.kv.head_dim + 2, operations = 4 * call.n * call.heads * call.kv.head_dim * plan.keys;
-    float* partials = nullptr;
-    if (plan.splits > 1) partials = static_cast<float*>(pool.shared(kPartialsSlot, plan.splits * call.n * call.heads * row_floats * sizeof(float)));
-    pool.reserve_scratch(pool.kernels().attention_scratch_bytes(call.kv.head_dim));
-    spread(pool, plan.pieces(call.kv.kv_heads), operations < kSmallAttend,
-           [&](size_t i, uint8_t* scratch) { pool.kernels().attend(call, piece_at(call, plan, i, partials), scratch); });
-    if (plan.splits > 1) merge(pool, call, plan, partials);
+    const KernelTable& kernels = pool.kernels();
+    run_pieces(pool, call, {kernels.attend, kernels.attention_scratch_bytes(call.kv.head_dim), kMinRows, kAttentionRows});
+}
+
+void latent_attention(Pool& pool, const Attention& call) {
+    const KernelTable& kernels = pool.kernels();
+    run_pieces(pool, call, {kernels.attend_latent, kernels.latent_scratch_bytes(call.kv.head_dim, call.kv.value_dim), kLatentRows, kLatentRows});
 }
 
 void attend(Pool& pool, const Attention& call, float* q, float* k, const float* v, const Rotation& rotation) {

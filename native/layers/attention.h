@@ -15,6 +15,9 @@ void store_kv(Pool& pool, const PagedKv& kv, const float* k, const float* v, siz
 // rows, and, where that leaves threads idle (decode over a long context), by runs of keys too.
 void attention(Pool& pool, const Attention& call);
 
+// The same over a cache of latents, which all heads share (PagedKv says how they lie).
+void latent_attention(Pool& pool, const Attention& call);
+
 // What rope does to one layer's queries and keys.
 struct Rotation {
     const float* table;  // [n, rot_dim / 2, 2]

@@ -10,27 +10,30 @@ namespace moespan {
 
 void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, size_t n, float* const* outs, bool accumulate) {
     std::array<std::optional<Product>, kMaxMatrices> products;
-    size_t chunks = 0, scratch = 0;
-    bool quantised = false;
+    std::array<Chunks, kMaxMatrices> cuts;
+    size_t pieces = 0, scratch = 0;
+    Readers all{};
     for (size_t i = 0; i < count; ++i) {
-        const Product& product = products[i].emplace(pool, matrices[i], n);
-        chunks += product.chunks();
-        scratch = std::max(scratch, product.scratch_bytes());
-        quantised |= !product.float_input();
+        const Product& product = products[i].emplace(pool.kernels(), matrices[i]);
+        cuts[i] = product.cut(n, static_cast<size_t>(pool.threads()));
+        pieces += cuts[i].count();
+        scratch = std::max(scratch, product.scratch_bytes(n, cuts[i].chunk_rows));
+        all.codes |= !product.float_input();
     }
     const size_t cols = matrices[0].cols;
-    const Activations input(pool, 0, x, n, cols, quantised);
+    const Activations input(pool, Shared::kInput, n, cols, all, x);
     pool.reserve_scratch(scratch);
 
     pool.run([&](Worker& worker) {
-        if (quantised) {
-            worker.each(n, [&](size_t t) { input.quantize(t, 0, cols); });
+        if (input.to_fill()) {
+            worker.each(n, [&](size_t t) { input.put(t, 0, x + t * cols, cols); });
             worker.barrier();
         }
-        worker.each(chunks, [&](size_t chunk) {
+        worker.each(pieces, [&](size_t piece) {
             size_t i = 0;
-            for (; chunk >= products[i]->chunks(); ++i) chunk -= products[i]->chunks();
-            products[i]->compute(chunk, input.tokens(), outs[i], accumulate, worker.scratch());
+            for (; piece >= cuts[i].count(); ++i) piece -= cuts[i].count();
+            const size_t first = cuts[i].begin(piece), rows = matrices[i].rows;
+            products[i]->compute(0, first, cuts[i].end(piece), input.rows(0, n), {outs[i] + first, rows, accumulate}, worker.scratch());
         });
     });
 }

@@ -8,12 +8,14 @@
 
 namespace moespan {
 
-// A weight matrix [rows, cols] in GGUF blocks, row-major. It owns nothing; cols is a multiple of the type's block.
+// A weight matrix [rows, cols] in GGUF blocks, row-major; or `count` of them one behind the other, for experts and heads. It owns nothing; cols
+// is a multiple of the type's block.
 struct Matrix {
     uint32_t type_id;
     size_t rows, cols;
     size_t row_bytes;
     const uint8_t* data;
+    size_t count = 1;
 };
 
 constexpr size_t kMaxMatrices = 8;  // that one call of linear takes

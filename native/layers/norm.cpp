@@ -8,7 +8,6 @@ namespace moespan {
 namespace {
 
 constexpr size_t kSmall = 32768;      // values that one thread normalises in about as long as a fork and a join take
-constexpr int kNormedSlot = 4;         // of the pool's shared memory; linear and ffn use 0 to 3
 constexpr size_t kChunkValues = 8192;  // values that a thread takes at once
 
 }  // namespace
@@ -23,7 +22,7 @@ void rms_norm(Pool& pool, const float* x, const float* weight, float* out, size_
 
 const float* normed(Pool& pool, const InputNorm& norm, const float* x, size_t n, size_t dim) {
     if (norm.weight == nullptr) return x;
-    auto* out = static_cast<float*>(pool.shared(kNormedSlot, n * dim * sizeof(float)));
+    auto* out = static_cast<float*>(pool.shared(Shared::kNormed, n * dim * sizeof(float)));
     rms_norm(pool, x, norm.weight, out, n, dim, norm.eps);
     return out;
 }

@@ -21,6 +21,21 @@ namespace moespan {
 
 class Pool;
 
+// The buffers that all threads of a run share. Each keeps what it holds until its next user asks for it, so what is alive at one time has slots of
+// its own: an input is normed, or routed, before linear and ffn round it, and attention needs its pages and partials together.
+enum class Shared {
+    kNormed,    // layers/norm: a product's input behind its norm
+    kInput,     // layers/linear, heads, ffn: their input as the kernels read it
+    kHidden,    // layers/ffn: silu(gate) * up, likewise
+    kGroups,    // layers/experts: the tokens of each expert
+    kLogits,    // layers/route
+    kPages,     // bindings/attention: a sequence's pages
+    kPartials,  // layers/attention: the results of splits of the keys
+    kAbsorbed,  // layers/latent: queries as latents
+    kMixed,     // layers/latent: what they find, still latents
+    kCount,
+};
+
 // What a body sees of the pool: the barrier, the next piece of work, and scratch of its own.
 class Worker {
   public:
@@ -65,9 +80,8 @@ class Pool {
     // Grows every thread's scratch to at least `bytes`; called before a run, never within. Throws std::bad_alloc.
     void reserve_scratch(size_t bytes);
 
-    // A buffer that all threads of a run share, for a layer's intermediate values; slots 0 .. kSharedSlots - 1 are apart from each other.
-    static constexpr int kSharedSlots = 8;
-    void* shared(int slot, size_t bytes) { return shared_[slot].grow(bytes); }
+    // At least `bytes` of a shared buffer, 64-byte aligned. Throws std::bad_alloc.
+    void* shared(Shared slot, size_t bytes) { return shared_[static_cast<size_t>(slot)].grow(bytes); }
 
   private:
     friend class Worker;
@@ -84,7 +98,7 @@ class Pool {
     const int64_t spin_ns_;
     std::vector<pthread_t> workers_;
     std::vector<Buffer> scratch_;
-    Buffer shared_[kSharedSlots];
+    Buffer shared_[static_cast<size_t>(Shared::kCount)];
 
     // Written by run_erased before the epoch moves, read by the workers after it.
     Task task_ = nullptr;

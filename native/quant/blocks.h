@@ -8,7 +8,7 @@
 namespace moespan {
 
 // ggml's type ids, as a GGUF's tensor table has them.
-enum TypeId : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kQ4_K = 12, kQ6_K = 14, kBF16 = 30 };
+enum TypeId : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kBF16 = 30 };
 
 // 32 values: d * (q - 8). Low nibbles are values 0..15, high nibbles values 16..31.
 //   | d 2 | qs 16 |
@@ -25,6 +25,27 @@ struct BlockQ4_1 {
     uint8_t qs[16];
 };
 static_assert(sizeof(BlockQ4_1) == 20);
+
+// 32 codes of 5 bits: bit i of qh is the high bit of code i; nibbles as in Q4_0.
+struct FiveBits {
+    uint8_t qh[4], qs[16];
+};
+
+// 32 values: d * (q - 16).
+//   | d 2 | qh 4 | qs 16 |
+struct BlockQ5_0 {
+    uint16_t d;
+    FiveBits q;
+};
+static_assert(sizeof(BlockQ5_0) == 22);
+
+// 32 values: d * q + m.
+//   | d 2 | m 2 | qh 4 | qs 16 |
+struct BlockQ5_1 {
+    uint16_t d, m;
+    FiveBits q;
+};
+static_assert(sizeof(BlockQ5_1) == 24);
 
 // 32 values: d * q, q signed.
 //   | d 2 | qs 32 |
@@ -47,6 +68,16 @@ struct BlockQ4_K {
     uint8_t qs[128];
 };
 static_assert(sizeof(BlockQ4_K) == 144);
+
+// As Q4_K, with codes of 5 bits: bit j of qh[l] is the high bit of value l of sub-block j.
+//   | d 2 | dmin 2 | scales 12 | qh 32 | qs 128 |
+struct BlockQ5_K {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qh[32];
+    uint8_t qs[128];
+};
+static_assert(sizeof(BlockQ5_K) == 176);
 
 // 256 values in 16 groups of 16: d * scale[g] * (q - 32), q 6 bits, scale signed 8 bits.
 //   | ql 128 | qh 64 | scales 16 | d 2 |

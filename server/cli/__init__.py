@@ -1,4 +1,4 @@
-"""`moespan serve | chat | bench | inspect`: the composition root, and the only importer of every room.
+"""`moespan serve | chat | bench | eval | inspect | synth`: the composition root, and the only importer of every room.
 
 A command is a module with `run(arguments) -> exit status`. It is imported once it is chosen, so that `--help` costs nothing.
 Exit statuses: 0 done, 1 the model or the machine cannot do it, 2 a flag or a configuration value is wrong, 130 interrupted.
@@ -50,6 +50,14 @@ def _run(arguments: Namespace) -> int:
             from server.cli import bench
 
             return bench.run(arguments)
+        case "eval":
+            from server.cli import eval as evaluation
+
+            return evaluation.run(arguments)
+        case "synth":
+            from server.cli import synth
+
+            return synth.run(arguments)
         case _:
             from server.cli import inspect
 

@@ -12,28 +12,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_type_hints
 
+from server.cli.embedded import EMBEDDED
 from server.cli.machine import version
 from server.config import KEYS, SECTIONS, Config, load_config
+from server.engine.models.shapes import SHAPES
 from server.errors import ConfigError
 
 MODEL_FLAGS = ("model", "gguf_path", "model_path")
-ENGINE_FLAGS = ("cpu_infer", "cache_lens", "cache_type", "prefill_chunk", "device")
+ENGINE_FLAGS = ("cpu_infer", "cache_lens", "cache_type", "prefill_chunk", "experts_per_token", "device")
 CONFIG_FLAGS: dict[str, tuple[str, ...]] = {  # command -> the configuration's keys that do something there
     "serve": tuple(KEYS),
     "chat": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens", "force_think"),
-    "bench": ("model", "gguf_path", "cpu_infer", "cache_type", "prefill_chunk", "device"),
+    "bench": ("model", "gguf_path", "cpu_infer", "cache_type", "prefill_chunk", "experts_per_token", "device"),
+    "eval questions": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens"),
+    "eval text": (*MODEL_FLAGS, *(key for key in ENGINE_FLAGS if key != "cache_lens")),
+    "eval compare": (),
     "inspect": ("model", "gguf_path"),
+    "synth": ("cpu_infer",),
 }
 
 HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
-    "model": ("NAME", "an embedded model"),
-    "gguf_path": ("PATH", "a GGUF file, or a directory that holds one model's"),
+    "model": ("NAME", f"an embedded model: {' or '.join(EMBEDDED)}"),
+    "gguf_path": ("PATH", "a GGUF file, any file of a split one, or a directory that holds one model"),
     "model_path": ("DIR", "a local Hugging Face directory whose config, tokenizer and chat template replace the GGUF's"),
     "model_name": ("NAME", "what /v1/models calls the model (default: the GGUF file's name)"),
     "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow)"),
     "cache_lens": ("N", "tokens in the KV cache, prompt and reply together (default: the smaller of 8192 and the model's context)"),
     "cache_type": ("f16|f32", "how the KV cache is stored"),
     "prefill_chunk": ("N", "the most prompt tokens that one step takes"),
+    "experts_per_token": ("N", "routed experts that a token uses, fewer than the model's own: faster and less exact (default: the model's own)"),
     "device": ("auto|cpu", "where the model runs; the GPU stage is not built yet, so both mean the CPU"),
     "max_queue": ("N", "requests that may wait; more get 429"),
     "max_new_tokens": ("N", "the cap on one reply when the request names none"),
@@ -52,7 +59,15 @@ COMMANDS = {
     "serve": "answer OpenAI's API over HTTP",
     "chat": "talk to a model in the terminal",
     "bench": "measure prefill and decode speed, offline",
+    "eval": "measure how good a model's answers are, and compare two results",
     "inspect": "show what a GGUF file holds",
+    "synth": "write a random model at the shape of a real one, to measure speed with",
+}
+
+EVAL_TASKS = {
+    "questions": "ask held-out questions of several skills in English and Chinese, and count the right answers",
+    "text": "measure perplexity over a text, and the KL divergence from a reference run",
+    "compare": "show two results side by side, with their paired differences",
 }
 
 
@@ -68,7 +83,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     parser, commands = _build()
     arguments, unknown = parser.parse_known_args([_underscored(word) for word in argv] or ["--help"])
     if unknown:
-        raise ConfigError(_unknown(arguments.command, unknown[0], commands[arguments.command]))
+        name = " ".join([arguments.command, *([arguments.task] if arguments.command == "eval" else [])])
+        raise ConfigError(_unknown(name, unknown[0], commands[name]))
     return arguments
 
 
@@ -106,13 +122,36 @@ def _build() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     commands: dict[str, ArgumentParser] = {}
     for name, meaning in COMMANDS.items():
         command = subparsers.add_parser(name, help=meaning, description=f"moespan {name}: {meaning}.", allow_abbrev=False)
-        _add_config_flags(command, name)
-        command.add_argument("-v", "--verbose", action="store_true", help="log more, and show a traceback with an error")
+        if name == "eval":
+            commands |= _build_eval(command)
+            continue
+        _add_common_flags(command, name)
         commands[name] = command
     _add_chat_flags(commands["chat"])
     _add_bench_flags(commands["bench"])
     _add_inspect_flags(commands["inspect"])
+    _add_synth_flags(commands["synth"])
     return parser, commands
+
+
+def _build_eval(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    subparsers = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
+    tasks: dict[str, ArgumentParser] = {}
+    for name, meaning in EVAL_TASKS.items():
+        task = subparsers.add_parser(name, help=meaning, description=f"moespan eval {name}: {meaning}.", allow_abbrev=False)
+        _add_common_flags(task, f"eval {name}")
+        task.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        tasks[f"eval {name}"] = task
+    _add_question_flags(tasks["eval questions"])
+    _add_text_flags(tasks["eval text"])
+    tasks["eval compare"].add_argument("results", nargs=2, type=Path, metavar="RESULT", help="a file that --out wrote")
+    return tasks
+
+
+def _add_common_flags(parser: ArgumentParser, command: str) -> None:
+    if CONFIG_FLAGS[command]:
+        _add_config_flags(parser, command)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, and show a traceback with an error")
 
 
 def _add_config_flags(parser: ArgumentParser, command: str) -> None:
@@ -139,7 +178,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError
+    return int(text)
+
+
 _count.__name__ = "count (1 or more)"  # argparse names the type in its complaint: "invalid count (1 or more) value: '0'"
+_whole.__name__ = "whole number (0 or more)"
 
 
 def _add_chat_flags(parser: ArgumentParser) -> None:
@@ -157,7 +203,40 @@ def _add_bench_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def _add_question_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--each", type=_count, default=50, metavar="N", help="questions of each skill and language, 16 times as many in all (default: 50)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="which questions (default: 0)")
+    choices = ("true", "false", "both")
+    meaning = "replies begin with <think>; both: ask every question in both ways (default: false)"
+    parser.add_argument("--force_think", dest="thinking", nargs="?", const="true", choices=choices, metavar="true|false|both", help=meaning)
+    parser.add_argument("--no_force_think", dest="thinking", action="store_const", const="false", help="the same as --force_think false")
+    _add_out_flag(parser)
+
+
+def _add_text_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text file (default: the chats that ship, held-out questions with their thinking)")
+    parser.add_argument("--window", type=_count, metavar="N", help="tokens of a window of the text, the second half of which is scored (default: 512)")
+    parser.add_argument("--limit", type=_count, metavar="N", help="the first N windows only (default: all)")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--save_reference", type=Path, metavar="FILE", help="write what the model says, for other runs to be compared with")
+    ways.add_argument("--reference", type=Path, metavar="FILE", help="compare with what another run wrote")
+    _add_out_flag(parser)
+
+
+def _add_out_flag(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the run in a file, from which the same command goes on after an interruption")
+
+
 def _add_inspect_flags(parser: ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the same as --gguf_path")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_synth_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("shape", metavar="SHAPE", help=f"whose shape: {', '.join(SHAPES)}")
+    parser.add_argument("out", type=Path, metavar="OUT.gguf", help="the file to write")
+    parser.add_argument("--layers", type=_count, metavar="N", help="the first N layers only (default: all)")
+    parser.add_argument("--quant", default="q4_k_m", metavar="MIX", help="llama.cpp's name of the types' mix: q4_k_m, q8_0, bf16, ... (default: q4_k_m)")
+    parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="the same seed writes the same file (default: 0)")
+    parser.add_argument("--split", type=_count, default=1, metavar="N", help="write N files, as large models are published (default: 1)")

@@ -36,7 +36,8 @@ def as_json(file: GGUFFile, tensors: bool) -> dict[str, object]:
     """The contents as JSON values; long metadata is cut as in the tables."""
     tree: dict[str, object] = {
         "path": str(file.path),
-        "nbytes": sum(map(len, file.maps)),
+        "files": len(file.paths),
+        "nbytes": file.nbytes,
         "metadata": {key: shortened(value) for key, value in file.metadata.items()},
         "types": [{"type": t.type, "tensors": t.tensors, "values": t.values, "nbytes": t.nbytes} for t in type_totals(file)],
     }
@@ -74,7 +75,8 @@ def _print_tables(file: GGUFFile, tensors: bool) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(str(file.path))}[/]  {size(sum(map(len, file.maps)))}, {len(file.tensors)} tensors", soft_wrap=True)
+    files = f" in {len(file.paths)} files" if len(file.paths) > 1 else ""
+    console.print(f"[bold]{escape(str(file.path))}[/]  {size(file.nbytes)}{files}, {len(file.tensors)} tensors", soft_wrap=True)
     metadata = Table("key", "value", title="Metadata", title_justify="left", box=None)
     for key, value in file.metadata.items():
         metadata.add_row(escape(key), escape(_one_line(shortened(value))))

@@ -33,12 +33,12 @@ def model_id(config: ModelConfig, file: GGUFFile) -> str:
     """What clients call the model: --model_name, an embedded model's own name, or the file's name: those inside files have spaces."""
     if config.model_name or config.gguf_path is None:
         return config.model_name or config.model
-    return file.path.stem
+    return file.name
 
 
 def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
     """Build the engine, and tell the log what is loaded and what it runs on. Raises ModelError, ConfigError or DeviceError."""
-    _log.info("Loading %s: %s, %s, %s.", file.path, file.architecture, size(sum(map(len, file.maps))), mix(file))
+    _log.info("Loading %s: %s, %s, %s.", file.path, file.architecture, size(file.nbytes), mix(file))
     _mention_gpu(config.engine)
     from server.engine.loader import load_model
 
@@ -48,6 +48,8 @@ def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
         "%s is loaded: %d threads, ISA %s, KV cache of %d tokens (%s, %s).",
         loaded.name, loaded.threads, loaded.isa, loaded.cache_lens, config.engine.cache_type, size(loaded.cache_bytes),
     )  # fmt: skip
+    if config.engine.experts_per_token is not None:
+        _log.info("Each token uses %d routed experts (--experts_per_token); the model's own are %s.", loaded.experts_per_token, _own_experts(file))
     return loaded
 
 
@@ -60,8 +62,13 @@ def load_chat(config: Config, file: GGUFFile, metrics: Metrics) -> Loaded:
     tokenizer = load_tokenizer(file.metadata, config.model.model_path)
     template = load_template(file.metadata, tokenizer, config.model.model_path)
     loaded = load_engine(config, file)
+    metrics.experts_per_token.set(loaded.experts_per_token)
     service = Service(loaded.engine, config.scheduler, loaded.cache_lens, metrics, on_start=loaded.engine.start)
     return Loaded(service, tokenizer, template)
+
+
+def _own_experts(file: GGUFFile) -> object:
+    return file.metadata.get(f"{file.architecture}.expert_used_count")
 
 
 def _mention_gpu(engine: EngineConfig) -> None:

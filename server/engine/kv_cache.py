@@ -8,7 +8,7 @@ import torch
 
 from server.config import CacheType
 from server.engine.models.config import HParams
-from server.engine.ops import KVPages
+from server.engine.ops import Cache, KVPages, LatentPages
 from server.errors import DeviceError
 
 PAGE_SIZE = 64  # tokens; a multiple of 16, the attention kernels' step over keys
@@ -20,7 +20,7 @@ _DTYPES = {"f16": torch.float16, "f32": torch.float32}
 class KVCache:
     """`layers[i]` is layer i's storage. Memory is touched, and so counted, only as tokens are written."""
 
-    layers: tuple[KVPages, ...]
+    layers: tuple[Cache, ...]
     num_pages: int
     nbytes: int
 
@@ -38,10 +38,14 @@ class KVCache:
 
 def bytes_per_token(hparams: HParams, cache_type: CacheType) -> int:
     """Bytes that one token takes in all layers."""
-    return 2 * hparams.layers * hparams.kv_heads * hparams.head_dim * _DTYPES[cache_type].itemsize
+    latent = hparams.latent
+    values = 2 * hparams.kv_heads * hparams.head_dim if latent is None else latent.kv_lora + latent.rope_dim
+    return hparams.layers * values * _DTYPES[cache_type].itemsize
 
 
-def _layer(hparams: HParams, num_pages: int, dtype: torch.dtype) -> KVPages:
+def _layer(hparams: HParams, num_pages: int, dtype: torch.dtype) -> Cache:
+    if hparams.latent is not None:
+        return LatentPages(torch.empty(num_pages, PAGE_SIZE, hparams.latent.kv_lora + hparams.latent.rope_dim, dtype=dtype))
     return KVPages(
         k=torch.empty(num_pages, hparams.kv_heads, hparams.head_dim, PAGE_SIZE, dtype=dtype),
         v=torch.empty(num_pages, hparams.kv_heads, PAGE_SIZE, hparams.head_dim, dtype=dtype),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,11 @@ from server.engine.engine import LocalEngine
 from server.engine.gguf.reader import GGUFFile, prefetch
 from server.engine.kv_cache import KVCache
 from server.engine.models.config import HParams
+from server.engine.models.hf_config import overridden
 from server.engine.models.registry import family
-from server.engine.native import NativeOps, open_ops
+from server.engine.models.transformer import Transformer
+from server.engine.native import open_ops
+from server.engine.ops import Ops
 from server.engine.weights import Weights
 from server.errors import ConfigError, ModelError, ModelNotFound
 
@@ -34,31 +37,35 @@ class LoadedModel:
     cache_bytes: int
     threads: int
     isa: str
+    experts_per_token: int  # routed experts that a token uses; 0: a model without experts
 
 
-def load_model(file: GGUFFile, config: EngineConfig, *, hf_directory: Path | None = None, progress: Progress | None = None) -> LoadedModel:
+def load_model(
+    file: GGUFFile, config: EngineConfig, *, hf_directory: Path | None = None, progress: Progress | None = None, wrap: Callable[[Ops], Ops] | None = None
+) -> LoadedModel:
     """Build the engine for an open GGUF file. Raises ModelError, ConfigError or DeviceError with a sentence.
 
-    `hf_directory` is --model_path: its config.json overrides the file's constants.
+    `hf_directory` is --model_path: its config.json overrides the file's constants. `wrap` may put another Ops maker around the model's own, to watch it.
     """
     torch.set_num_threads(1)  # what is heavy goes through the pool; a second set of threads would fight it for the cores
-    hparams = _hparams(file, hf_directory)
+    hparams = with_experts_per_token(_hparams(file, hf_directory), config.experts_per_token)
     cache_lens = resolve_cache_lens(config.cache_lens, hparams.context)
     ops = open_ops(config.cpu_infer)
     try:
-        engine, cache = _build(file, hparams, ops, config, cache_lens)
+        model = _build(file, hparams, ops if wrap is None else wrap(ops))
+        cache = KVCache.allocate(hparams, cache_lens, config.cache_type)
         _page_in(file, progress)  # last: a file that cannot be used is refused before its gigabytes are read
     except BaseException:
         ops.close()
         raise
-    name = str(file.metadata.get("general.name") or file.path.stem)
-    return LoadedModel(engine, name, cache_lens, cache.nbytes, ops.threads, ops.isa)
+    name = str(file.metadata.get("general.name") or file.name)
+    engine = LocalEngine(model, cache, ops, config.prefill_chunk)
+    return LoadedModel(engine, name, cache_lens, cache.nbytes, ops.threads, ops.isa, hparams.moe.top_k if hparams.moe else 0)
 
 
 def _page_in(file: GGUFFile, progress: Progress | None) -> None:
     """Read the weights into the page cache in order, which is many times faster than the first step's page faults."""
-    total = sum(len(part) for part in file.maps)
-    prefetch(file, None if progress is None else lambda done: progress(done, total))
+    prefetch(file, None if progress is None else lambda done: progress(done, file.nbytes))
 
 
 def resolve_cache_lens(wanted: int | None, context: int) -> int:
@@ -70,13 +77,27 @@ def resolve_cache_lens(wanted: int | None, context: int) -> int:
     return wanted
 
 
-def _build(file: GGUFFile, hparams: HParams, ops: NativeOps, config: EngineConfig, cache_lens: int) -> tuple[LocalEngine, KVCache]:
+def with_experts_per_token(hparams: HParams, wanted: int | None) -> HParams:
+    """The model with fewer routed experts a token than its own; None changes nothing. Raises ConfigError where it has not as many, or none at all.
+
+    Groups are chosen as before: their experts are as many as the model's own count needs, so fewer always fit.
+    """
+    if wanted is None:
+        return hparams
+    if hparams.moe is None:
+        raise ConfigError(f"--experts_per_token {wanted}: this model has no experts. Leave the flag out.")
+    if wanted > hparams.moe.top_k:
+        own = hparams.moe.top_k
+        raise ConfigError(f"--experts_per_token {wanted} is more than the {own} that the model was trained with. Use {own} or fewer, or leave the flag out.")
+    return replace(hparams, moe=replace(hparams.moe, top_k=wanted)).checked()
+
+
+def _build(file: GGUFFile, hparams: HParams, ops: Ops) -> Transformer:
     build = family(hparams.architecture)
     weights = Weights(file, ops)
     model = build(weights, hparams, _vocab_size(file, hparams), ops)
     weights.check_all_used()
-    cache = KVCache.allocate(hparams, cache_lens, config.cache_type)
-    return LocalEngine(model, cache, ops, config.prefill_chunk), cache
+    return model
 
 
 def _hparams(file: GGUFFile, hf_directory: Path | None) -> HParams:
@@ -89,7 +110,7 @@ def _hparams(file: GGUFFile, hf_directory: Path | None) -> HParams:
         return hparams
     path = hf_directory / "config.json"
     try:
-        return hparams.overridden_by(json.loads(path.read_text(encoding="utf-8")))
+        return overridden(hparams, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ModelNotFound(f"--model_path {hf_directory}: it has no config.json. Name a local Hugging Face model directory, or leave the flag out.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

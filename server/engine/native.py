@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from server.engine.ops import KVPages, Norm, Rotation, Span
+from server.engine.ops import KVPages, LatentPages, Norm, Rotation, Routing, Span
 from server.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class NativeOps:
         """End the pool's threads; a second call does nothing."""
         self._pool.close()
 
-    def matrix(self, type_id: int, rows: int, cols: int, data: memoryview) -> Matrix:
-        """Borrow a weight matrix [rows, cols] in GGUF blocks. ValueError when the type, the columns or the bytes do not fit."""
-        matrix: Matrix = self._matrix(type_id, rows, cols, data)
+    def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Matrix:
+        """Borrow `count` weight matrices [rows, cols] in GGUF blocks. ValueError when the type, the columns or the bytes do not fit."""
+        matrix: Matrix = self._matrix(type_id, rows, cols, data, count)
         return matrix
 
     def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
@@ -63,13 +63,38 @@ class NativeOps:
             assert _holds(out, n * matrices[i].rows)
         self._pool.linear(matrices, x.data_ptr(), n, [out.data_ptr() for out in outs], accumulate, *_address(norm, cols))
 
-    def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None) -> None:
-        """out [n, hidden] (+)= down(silu(gate(y)) * up(y)) with y = norm(x), x [n, hidden]; out may be x where there is a norm."""
+    def ffn(
+        self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None, scales: Tensor | None = None
+    ) -> None:
+        """out [n, hidden] (+)= scales * down(silu(gate(y)) * up(y)) with y = norm(x), x [n, hidden]; out may be x where there is a norm."""
         cols = gate.cols
         n = x.numel() // cols
         assert _holds(x, n * cols)
         assert _holds(out, n * down.rows)
-        self._pool.ffn(gate, up, down, x.data_ptr(), n, out.data_ptr(), accumulate, *_address(norm, cols))
+        assert scales is None or _holds(scales, n)
+        self._pool.ffn(gate, up, down, x.data_ptr(), n, out.data_ptr(), accumulate, *_address(norm, cols), 0 if scales is None else scales.data_ptr())
+
+    def route(self, router: Matrix, routing: Routing, x: Tensor, ids: Tensor, weights: Tensor) -> None:
+        """ids [n, top_k] int32 and weights [n, top_k] of each token's experts, best first; ValueError where `routing` does not fit the router."""
+        r = routing
+        n = x.numel() // router.cols
+        assert _holds(x, n * router.cols)
+        assert _are_ids(ids, n * r.top_k)
+        assert _holds(weights, n * r.top_k)
+        assert r.bias is None or _holds(r.bias, router.rows)
+        self._pool.route(
+            router, r.top_k, r.gating == "sigmoid", r.normalize, r.scale, r.groups, r.groups_used, r.group_top, 0 if r.bias is None else r.bias.data_ptr(),
+            x.data_ptr(), n, ids.data_ptr(), weights.data_ptr(),
+        )  # fmt: skip
+
+    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
+        """out [n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x); ValueError for an expert that is not there."""
+        n, top_k = ids.shape
+        assert _holds(x, n * gate.cols)
+        assert _are_ids(ids, n * top_k)
+        assert _holds(weights, n * top_k)
+        assert _holds(out, n * down.rows)
+        self._pool.experts(gate, up, down, x.data_ptr(), n, ids.data_ptr(), weights.data_ptr(), top_k, out.data_ptr())
 
     def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
         """out [n, cols] = rows row_ids [n] (int64) of the matrix. ValueError for a row that is not there."""
@@ -79,12 +104,13 @@ class NativeOps:
         assert _holds(out, n * matrix.cols)
         self._pool.dequantize_rows(matrix, row_ids.data_ptr(), n, out.data_ptr())
 
-    def rms_norm(self, x: Tensor, norm: Norm) -> None:
-        """x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length), in place."""
+    def rms_norm(self, x: Tensor, norm: Norm, out: Tensor | None = None) -> None:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length), to out, or in place."""
         dim = norm.weight.numel()
         n = x.numel() // dim
         assert _holds(x, n * dim)
-        self._pool.rms_norm(x.data_ptr(), norm.weight.data_ptr(), x.data_ptr(), n, dim, norm.eps)
+        assert out is None or _holds(out, n * dim)
+        self._pool.rms_norm(x.data_ptr(), norm.weight.data_ptr(), (x if out is None else out).data_ptr(), n, dim, norm.eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
         """Rotate q and k in place, store k and v, and attend causally over all start + n cached tokens.
@@ -100,8 +126,39 @@ class NativeOps:
         self._pool.attend(
             q.data_ptr(), k.data_ptr(), v.data_ptr(), n, heads, kv_heads, head_dim,
             rotation.table.data_ptr(), 2 * half, rotation.interleaved,
-            cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache), page_size, span.pages, span.start,
+            cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache.k, cache.v), page_size, span.pages, span.start,
             scale, out.data_ptr(),
+        )  # fmt: skip
+
+    def attend_latent(
+        self,
+        q: Tensor,
+        latent: Tensor,
+        norm: Norm,
+        rotation: Rotation,
+        cache: LatentPages,
+        span: Span,
+        k_b: Matrix,
+        v_b: Matrix,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        """Norm, rotate and store the latents, and attend to all start + n of them in the absorbed form; q and latent are left overwritten.
+
+        q [n, heads, nope + rope], latent [n, kv_lora + rope], out [n, heads, v_dim]; k_b and v_b hold `heads` matrices each.
+        """
+        n, heads, (_, page_size, width), half = span.n, k_b.count, cache.latent.shape, rotation.table.shape[1]
+        assert width == k_b.rows + 2 * half
+        assert _holds(q, n * heads * (k_b.cols + 2 * half))
+        assert _holds(latent, n * width)
+        assert _holds(norm.weight, k_b.rows)
+        assert _holds(rotation.table, n * half * 2)
+        assert _holds(out, n * heads * v_b.rows)
+        self._pool.attend_latent(
+            q.data_ptr(), latent.data_ptr(), n, norm.weight.data_ptr(), norm.eps,
+            rotation.table.data_ptr(), 2 * half, rotation.interleaved,
+            cache.latent.data_ptr(), _is_half(cache.latent), page_size, span.pages, span.start,
+            k_b, v_b, scale, out.data_ptr(),
         )  # fmt: skip
 
 
@@ -183,6 +240,11 @@ def _holds(x: Tensor, count: int) -> bool:
     return x.dtype is _FLOAT and x.numel() == count and x.is_contiguous()
 
 
+def _are_ids(ids: Tensor, count: int) -> bool:
+    """The same for int32."""
+    return ids.dtype is torch.int32 and ids.numel() == count and ids.is_contiguous()
+
+
 def _address(norm: Norm | None, cols: int) -> tuple[int, float]:
     """The weight's address and eps, as the module takes them; 0 for no norm."""
     if norm is None:
@@ -191,8 +253,8 @@ def _address(norm: Norm | None, cols: int) -> tuple[int, float]:
     return norm.weight.data_ptr(), norm.eps
 
 
-def _is_half(cache: KVPages) -> bool:
-    dtype = cache.k.dtype
-    assert dtype is cache.v.dtype
+def _is_half(*stores: Tensor) -> bool:
+    dtype = stores[0].dtype
     assert dtype in (torch.float16, torch.float32)
+    assert all(store.dtype is dtype for store in stores)
     return dtype is torch.float16

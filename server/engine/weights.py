@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
+from numpy.typing import NDArray
 from torch import Tensor
 
 from server.engine.gguf.header import TensorInfo
@@ -24,19 +28,36 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self._file.tensors
 
-    def matrix(self, name: str, rows: int, cols: int) -> Matrix:
-        """The weight matrix `name`, [rows, cols] in GGUF blocks. Raises ModelError when it is missing or has another shape, UnsupportedModel
-        when its type does not run here."""
-        info = self._take(name, (rows, cols))
+    def matrix(self, name: str, rows: int, cols: int, count: int | None = None) -> Matrix:
+        """The weight matrix `name`, [rows, cols] in GGUF blocks, or with a count as many of them: [count, rows, cols], or [count * rows, cols].
+
+        Raises ModelError when it is missing or has another shape, UnsupportedModel when its type does not run here.
+        """
+        info = self._take(name, (rows, cols)) if count is None else self._take(name, (count, rows, cols), (count * rows, cols))
+        return self.made(name, info.type_id, rows, cols, self._file.data(name), count or 1)
+
+    def made(self, name: str, type_id: int, rows: int, cols: int, blocks: memoryview, count: int) -> Matrix:
+        """`count` matrices [rows, cols] from blocks that were made of the tensor `name`; the maker keeps the memory alive. Raises UnsupportedModel."""
         try:
-            return self._ops.matrix(int(info.type_id), rows, cols, self._file.data(name))
+            return self._ops.matrix(int(type_id), rows, cols, blocks, count)
         except ValueError as error:
             raise UnsupportedModel(f"{self._file.path}: tensor {name} cannot be used: {error}.") from None
+
+    def rows(self, name: str, rows: int, cols: int) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
+        """The type and the blocks of the matrix `name` [rows, cols], a row of bytes each, for what is made of them at load."""
+        info = self._take(name, (rows, cols))
+        return info.type_id, np.frombuffer(self._file.data(name), np.uint8).reshape(rows, -1)
 
     def vector(self, name: str, length: int) -> Tensor:
         """The vector `name` as float32 [length]."""
         info = self._take(name, (length,))
         return torch.from_numpy(np.array(dequantize(self._file.data(name), int(info.type_id), (length,)), dtype=np.float32))
+
+    def leave(self, prefix: str) -> int:
+        """Count the tensors whose names begin so as used: they are known, and nothing is lost without them. Returns how many there are."""
+        left = {name for name in self._file.tensors if name.startswith(prefix)}
+        self._used |= left
+        return len(left)
 
     def check_all_used(self) -> None:
         """Every tensor of the file was asked for: to run without some would give wrong answers silently."""
@@ -47,11 +68,18 @@ class Weights:
                 f"{self._file.path}: it holds tensors that this version does not use ({shown}); running without them would give wrong answers."
             )
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+    def _take(self, name: str, *shapes: tuple[int, ...]) -> TensorInfo:
+        """The tensor, which must have one of the shapes; axes of length 1 do not count, since converters drop some."""
         info = self._file.tensors.get(name)
         if info is None:
             raise ModelError(f"{self._file.path}: tensor {name} is missing. The file is incomplete: download or convert it again.")
-        if tuple(info.shape) != shape:
-            raise ModelError(f"{self._file.path}: tensor {name} has the shape {tuple(info.shape)}, but the metadata asks for {shape}. Convert the model again.")
+        if _squeezed(info.shape) not in map(_squeezed, shapes):
+            raise ModelError(
+                f"{self._file.path}: tensor {name} has the shape {tuple(info.shape)}, but the metadata asks for {shapes[0]}. Convert the model again."
+            )
         self._used.add(name)
         return info
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,12 @@ from gguf.constants import GGMLQuantizationType as T
 
 from server.config import EngineConfig
 from server.engine.gguf.reader import GGUFFile
-from server.engine.gguf.writer import TensorData, write_gguf
+from server.engine.gguf.writer import TensorData
 from server.engine.loader import LoadedModel, load_model
 from server.engine.protocol import Step
 from server.errors import ConfigError, ModelError, ModelNotFound, UnsupportedModel
+from tests.engine.rewrite import Change, rewritten
 from tests.engine.tiny_models import write_tiny
-
-Change = Callable[[dict[str, object], dict[str, TensorData]], None]
-
-
-def rewritten(path: Path, change: Change) -> GGUFFile:
-    """A tiny llama file after `change` had its way with its metadata and tensors."""
-    write_tiny(path, "llama")
-    file = GGUFFile.open(path)
-    tensors = {name: TensorData.from_blocks(name, info.shape, info.type_id, memoryview(bytes(file.data(name)))) for name, info in file.tensors.items()}
-    metadata = dict(file.metadata)
-    change(metadata, tensors)
-    write_gguf(path, metadata, tensors.values())
-    return GGUFFile.open(path)
 
 
 def load(file: GGUFFile, **engine: Any) -> LoadedModel:
@@ -47,7 +34,7 @@ def wrong_shape(metadata: dict[str, object], tensors: dict[str, TensorData]) -> 
 
 
 def unknown_block(metadata: dict[str, object], tensors: dict[str, TensorData]) -> None:
-    tensors["blk.0.attn_q.weight"] = TensorData.from_blocks("blk.0.attn_q.weight", (64, 64), T.Q5_1, memoryview(bytes(64 * 48)))
+    tensors["blk.0.attn_q.weight"] = TensorData.from_blocks("blk.0.attn_q.weight", (64, 64), T.IQ4_NL, memoryview(bytes(64 * 36)))
 
 
 @pytest.mark.parametrize(
@@ -57,13 +44,17 @@ def unknown_block(metadata: dict[str, object], tensors: dict[str, TensorData]) -
         (lambda metadata, tensors: tensors.pop("token_embd.weight"), ModelError, r"token_embd\.weight is missing"),
         (wrong_shape, ModelError, r"blk\.1\.ffn_up\.weight has the shape \(95, 64\), but the metadata asks for \(96, 64\)"),
         (extra, UnsupportedModel, r"does not use \(blk\.0\.attn_q\.bias\); running without them would give wrong answers"),
-        (unknown_block, UnsupportedModel, r"blk\.0\.attn_q\.weight cannot be used: .*type id 7 is not supported"),
-        (lambda metadata, tensors: metadata.update({"general.architecture": "bloom"}), UnsupportedModel, r"m\.gguf: .*'bloom' is not supported.*llama, qwen3"),
+        (unknown_block, UnsupportedModel, r"blk\.0\.attn_q\.weight cannot be used: .*type id 20 is not supported"),
+        (
+            lambda metadata, tensors: metadata.update({"general.architecture": "bloom"}),
+            UnsupportedModel,
+            r"m\.gguf: .*'bloom' is not supported.*: deepseek2, glm4moe, llama, qwen2, qwen2moe, qwen3, qwen3moe\.",
+        ),
         (lambda metadata, tensors: metadata.pop("llama.embedding_length"), ModelError, r"m\.gguf: .*llama\.embedding_length is None"),
         (lambda metadata, tensors: metadata.update({"llama.attention.head_count_kv": 3}), ModelError, "4 attention heads cannot share 3"),
         (lambda metadata, tensors: metadata.update({"llama.rope.dimension_count": 18}), ModelError, "rotary dimension of 18 does not fit heads of 16"),
         (lambda metadata, tensors: metadata.update({"llama.block_count": 4_000_000_000}), ModelError, r"block_count is 4000000000"),
-        (lambda metadata, tensors: metadata.update({"llama.rope.scaling.type": "yarn"}), UnsupportedModel, "rope scaling 'yarn' is not supported yet"),
+        (lambda metadata, tensors: metadata.update({"llama.rope.scaling.type": "longrope"}), UnsupportedModel, "rope scaling 'longrope' is not supported yet"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(change: Change, kind: type[Exception], sentence: str, tmp_path: Path) -> None:
@@ -91,8 +82,8 @@ def test_progress_ends_at_the_file_size(tmp_path: Path) -> None:
 
 
 def test_model_path_overrides_constants_and_refuses_another_models_shapes(tmp_path: Path) -> None:
-    model = write_tiny(tmp_path / "m.gguf", "llama", rope_theta=10_000.0)
-    write_tiny(tmp_path / "other.gguf", "llama", rope_theta=500.0)
+    model = write_tiny(tmp_path / "m.gguf", "llama")
+    write_tiny(tmp_path / "other.gguf", "llama", rope={"rope_theta": 500.0})
     config = {"hidden_size": 64, "num_hidden_layers": 2, "rope_theta": 10_000.0, "max_position_embeddings": 128, "rms_norm_eps": 1e-5}
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_model(GGUFFile.open(tmp_path / "other.gguf"), EngineConfig(cpu_infer=1, cache_type="f32"), hf_directory=tmp_path)

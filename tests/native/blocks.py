@@ -9,22 +9,28 @@ from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
 
 FLOAT_TYPES = [Type.F32, Type.F16, Type.BF16]
-QUANTISED_TYPES = [Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q4_K, Type.Q6_K]
+QUANTISED_TYPES = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K]
 TYPES = FLOAT_TYPES + QUANTISED_TYPES
 
 # Byte offset of each half-float scale in a block, with the magnitude that makes the values about 1; and where the codes lie.
 _HALVES = {
     Type.Q4_0: {0: 1 / 4.6},
     Type.Q4_1: {0: 1 / 4.6, 2: 7.5 / 4.6},
+    Type.Q5_0: {0: 1 / 9.2},
+    Type.Q5_1: {0: 1 / 9.2, 2: 15.5 / 9.2},
     Type.Q8_0: {0: 1 / 64},
     Type.Q4_K: {0: 1 / 165, 2: 7.5 / 165},
+    Type.Q5_K: {0: 1 / 330, 2: 15.5 / 330},
     Type.Q6_K: {208: 1 / 1200},
 }
 _CODES = {
     Type.Q4_0: slice(2, 18),
     Type.Q4_1: slice(4, 20),
+    Type.Q5_0: slice(2, 22),
+    Type.Q5_1: slice(4, 24),
     Type.Q8_0: slice(2, 34),
     Type.Q4_K: slice(16, 144),
+    Type.Q5_K: slice(16, 176),
     Type.Q6_K: slice(0, 192),
 }
 

@@ -69,7 +69,10 @@ def router(serving: Serving) -> APIRouter:
 
 
 def _model(serving: Serving) -> dict[str, Any]:
-    return {"id": serving.model_id, "object": "model", "created": serving.created, "owned_by": "moespan"}
+    """OpenAI's entry; an approximation that the person who runs the server asked for is shown beside it."""
+    entry = {"id": serving.model_id, "object": "model", "created": serving.created, "owned_by": "moespan"}
+    experts = serving.config.engine.experts_per_token
+    return entry if experts is None else {**entry, "experts_per_token": experts}
 
 
 async def _off_loop_when_long(raw: bytes, make: Callable[[], Made]) -> Made:

@@ -1,1 +1,1 @@
-"""GGUF files: the reader (mapped, trusting nothing), the one writer, the numpy reference of the quantised blocks, and tensor names."""
+"""GGUF files: the reader (mapped, trusting nothing), the one writer, the numpy reference of the quantised blocks, tensor names, and synthetic models."""

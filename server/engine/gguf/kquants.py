@@ -1,6 +1,6 @@
-"""Quantisers for Q4_K and Q6_K, in numpy over many blocks at once.
+"""Quantisers for Q4_K, Q5_K and Q6_K, in numpy over many blocks at once.
 
-Both fit each sub-block on its own: a few grids of slightly different width are laid over it, the values are rounded to each, the scale
+All fit each sub-block on its own: a few grids of slightly different width are laid over it, the values are rounded to each, the scale
 (and the minimum) is refitted to the rounded integers by least squares, and the grid with the smallest squared error stays. Then the
 sub-blocks' scales are themselves rounded to the block's integers and the values are rounded once more, to what a reader will see.
 Formats: the K-quants section of ggml's quantised blocks, spelled out at each packing below. Sizes in values: 256 a block.
@@ -15,21 +15,22 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 _Q4_K_WIDTHS = np.linspace(14.0, 18.0, 17)  # steps across a sub-block's range; more than 15 clips its extremes
+_Q5_K_WIDTHS = np.linspace(29.0, 34.0, 16)  # likewise; more than 31 clips
 _Q6_K_WIDTHS = np.linspace(30.0, 40.0, 21)  # steps from 0 to the largest magnitude; more than 32 clips it
 _TINY = np.float32(1e-30)  # below any scale that a half float can hold
 
 
 def quantize_q4_k(blocks: Floats) -> Bytes:
     """float32 [n, 256] -> uint8 [n, 144]: value = d * sc * q - dmin * m, with q of 4 bits, sc and m of 6 bits for each 32 values."""
-    values = blocks.reshape(len(blocks), 8, 32)
-    scale, minimum = _fit_affine(values, _Q4_K_WIDTHS)
-    d, scale_index = _round_scales(scale, 63)
-    dmin, min_index = _round_scales(minimum, 63)
-    step = (d * scale_index)[..., None]
-    q = np.rint((values + (dmin * min_index)[..., None]) / np.where(step > 0, step, np.inf)).clip(0, 15).astype(np.uint8)
-    pairs = q.reshape(-1, 4, 2, 32)  # two sub-blocks share 32 bytes, low and high nibbles
-    nibbles = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-    return np.concatenate([_half(d), _half(dmin), _pack_6_bits(scale_index, min_index), nibbles], axis=-1)
+    scales, q = _round_affine(blocks, 15, _Q4_K_WIDTHS)
+    return np.concatenate([scales, _pack_nibbles(q)], axis=-1)
+
+
+def quantize_q5_k(blocks: Floats) -> Bytes:
+    """float32 [n, 256] -> uint8 [n, 176]: as Q4_K with q of 5 bits, whose high bits come before the nibbles."""
+    scales, q = _round_affine(blocks, 31, _Q5_K_WIDTHS)
+    high = np.packbits(q >> 4, axis=1, bitorder="little").reshape(-1, 32)  # bit j of byte l: value l of sub-block j
+    return np.concatenate([scales, high, _pack_nibbles(q)], axis=-1)
 
 
 def quantize_q6_k(blocks: Floats) -> Bytes:
@@ -45,16 +46,27 @@ def quantize_q6_k(blocks: Floats) -> Bytes:
     return np.concatenate([low, high, scale_index.view(np.uint8), _half(d)], axis=-1)
 
 
-def _fit_affine(values: Floats, widths: NDArray[np.float64]) -> tuple[Floats, Floats]:
-    """values [..., k] ~ scale * q - minimum, q in 0 .. 15, minimum >= 0 -> (scale, minimum) [...]."""
+def _round_affine(blocks: Floats, most: int, widths: NDArray[np.float64]) -> tuple[Bytes, Bytes]:
+    """[n, 256] ~ d * sc * q - dmin * m for each 32 values, q in 0 .. most -> (d, dmin, sc and m packed [n, 16], q [n, 8, 32])."""
+    values = blocks.reshape(len(blocks), 8, 32)
+    scale, minimum = _fit_affine(values, most, widths)
+    d, scale_index = _round_scales(scale, 63)
+    dmin, min_index = _round_scales(minimum, 63)
+    step = (d * scale_index)[..., None]
+    q = np.rint((values + (dmin * min_index)[..., None]) / np.where(step > 0, step, np.inf)).clip(0, most).astype(np.uint8)
+    return np.concatenate([_half(d), _half(dmin), _pack_6_bits(scale_index, min_index)], axis=-1), q
+
+
+def _fit_affine(values: Floats, most: int, widths: NDArray[np.float64]) -> tuple[Floats, Floats]:
+    """values [..., k] ~ scale * q - minimum, q in 0 .. most, minimum >= 0 -> (scale, minimum) [...]."""
     low = np.minimum(values.min(-1, keepdims=True), 0)
     span = np.maximum(values.max(-1, keepdims=True) - low, _TINY)
     best_error = np.full(low.shape, np.inf, np.float32)
     best_scale, best_low = np.zeros_like(low), low
     for width in widths.astype(np.float32):
         # Centre the grid: what is clipped is clipped at both ends alike, unless the lower end is 0 already.
-        start = np.where(low < 0, low + span * (width - 15) / (2 * width), low)
-        q = np.rint((values - start) * (width / span)).clip(0, 15)
+        start = np.where(low < 0, low + span * (width - most) / (2 * width), low)
+        q = np.rint((values - start) * (width / span)).clip(0, most)
         scale, offset = _least_squares(values, q)
         error = np.square(scale * q + offset - values).sum(-1, keepdims=True)
         better = error < best_error
@@ -99,6 +111,12 @@ def _pack_6_bits(scales: Bytes, minima: Bytes) -> Bytes:
     """Two [n, 8] of 6 bits -> [n, 12]: 0-3 the first four of each scale (top bits: the high bits of the last four), 4-7 minima likewise, 8-11 low nibbles."""
     first = [group[:, :4] | (group[:, 4:] & 0x30) << 2 for group in (scales, minima)]
     return np.concatenate([*first, (scales[:, 4:] & 0x0F) | (minima[:, 4:] & 0x0F) << 4], axis=-1)
+
+
+def _pack_nibbles(q: Bytes) -> Bytes:
+    """The low 4 bits of [n, 8, 32] -> [n, 128]: two sub-blocks share 32 bytes, low and high nibbles."""
+    pairs = q.reshape(-1, 4, 2, 32) & 0x0F
+    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128).astype(np.uint8)
 
 
 def _pack_6_bit_values(q: Bytes) -> tuple[Bytes, Bytes]:

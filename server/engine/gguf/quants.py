@@ -1,6 +1,6 @@
 """Quantised blocks in numpy: the reference that every kernel is held to, and what tests and synthetic models are made with.
 
-`dequantize` is gguf's own and is the truth about each format. `quantize` is gguf's where it has one; Q4_K and Q6_K are ours, see there.
+`dequantize` is gguf's own and is the truth about each format. `quantize` is gguf's where it has one; Q4_K, Q5_K and Q6_K are ours, see there.
 `random_blocks` makes weights of a wanted spread without quantising anything, which is what large synthetic files need.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from server.engine.gguf.kquants import quantize_q4_k, quantize_q6_k
+from server.engine.gguf.kquants import quantize_q4_k, quantize_q5_k, quantize_q6_k
 
 _BLOCKS_AT_ONCE = 1 << 12  # bounds the quantisers' temporaries to some tens of MB
-_OURS = {GGMLQuantizationType.Q4_K: quantize_q4_k, GGMLQuantizationType.Q6_K: quantize_q6_k}
+_OURS = {GGMLQuantizationType.Q4_K: quantize_q4_k, GGMLQuantizationType.Q5_K: quantize_q5_k, GGMLQuantizationType.Q6_K: quantize_q6_k}
 
 
 def row_bytes(type_id: int, cols: int) -> int:
@@ -61,7 +61,7 @@ def random_blocks(type_id: int, rows: int, cols: int, std: float, rng: np.random
     """
     kind = GGMLQuantizationType(type_id)
     if kind not in _SPREADS:
-        return quantize(rng.normal(0.0, std, (rows, cols)), kind)
+        return quantize(rng.standard_normal((rows, cols), np.float32) * np.float32(std), kind)
     block_bytes = GGML_QUANT_SIZES[kind][1]
     count = rows * row_bytes(kind, cols) // block_bytes
     data = rng.integers(0, 256, (count, block_bytes), np.uint8)
@@ -89,6 +89,7 @@ _SPREADS: dict[GGMLQuantizationType, tuple[float, int, int | None, float]] = {
     GGMLQuantizationType.Q8_0: (_uniform(-128, 127), 0, None, 0.0),
     GGMLQuantizationType.Q6_K: (_uniform(-32, 31) * _uniform(-128, 127), 208, None, 0.0),
     GGMLQuantizationType.Q4_1: (16 / math.sqrt(12), 0, 2, -7.5),
+    GGMLQuantizationType.Q5_1: (32 / math.sqrt(12), 0, 2, -15.5),
     GGMLQuantizationType.Q4_K: (16 / math.sqrt(12) * _uniform(0, 63), 0, 2, 7.5),
     GGMLQuantizationType.Q5_K: (32 / math.sqrt(12) * _uniform(0, 63), 0, 2, 15.5),
 }

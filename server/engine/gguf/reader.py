@@ -1,7 +1,7 @@
 """GGUF files: found, mapped into memory, and handed out as read-only slices of the map. Nothing of a tensor is ever copied here.
 
-`find_gguf` names the file, `GGUFFile.open` maps it and checks its header, `prefetch` pages it all in (for speed alone), and
-`file.data("blk.0.attn_q.weight")` is a tensor.
+`find_gguf` names the file, `GGUFFile.open` maps it with all of its parts and checks their headers, `prefetch` pages them all in (for speed alone),
+and `file.data("blk.0.attn_q.weight")` is a tensor.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from server.engine.gguf.header import Header, TensorInfo, parse_header
 from server.engine.gguf.sniff import describe_bytes
-from server.errors import GGUFError, ModelError, ModelNotFound, UnsupportedModel
+from server.engine.gguf.split import PartName, check_parts, model_name, part_name, part_paths
+from server.errors import GGUFError, ModelError, ModelNotFound
 
 PREFETCH_CHUNK = 32 << 20  # bytes between two calls of progress
 MADV_POPULATE_READ = 22  # Linux 5.14 and later: map the pages now; Python's mmap does not name it yet
-_SPLIT_NAME = re.compile(r"(?P<model>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+NO_MODELS = frozenset({"mmproj", "imatrix", "adapter"})  # values of general.type that stand beside a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +35,33 @@ class _Part:
 
 
 class GGUFFile:
-    """A model's metadata and tensors. The maps live as long as this object or any slice of them does.
-
-    It is made from a sequence of parts, so that a model in several files is a matter of opening them all.
-    """
+    """A model's metadata and tensors, from one file or from all the parts of a split one. The maps live as long as this object or any slice of them does."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         first = parts[0]
-        self.path = first.path
+        self.paths = tuple(part.path for part in parts)
+        self.path = first.path  # the first part's, where there are several
+        self.name = model_name(first.path)
         self.alignment = first.header.alignment
-        self.maps = tuple(part.map for part in parts)
+        self.maps = tuple(part.map for part in parts)  # beside `paths`
         self.metadata: Mapping[str, object] = MappingProxyType(first.header.metadata)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({name: info for part in parts for name, info in part.header.tensors.items()})
         self._data = {info.name: memoryview(part.map)[info.offset : info.offset + info.nbytes] for part in parts for info in part.header.tensors.values()}
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
-        """Map the file at `path` and check its header. Raises ModelNotFound, GGUFError, UnsupportedModel."""
-        path = Path(path)
-        mapped = _map(path)
-        header = parse_header(memoryview(mapped), path)
-        count = header.metadata.get("split.count", 1)
-        if count not in (0, 1):
-            raise _split_refusal(path, count)
-        return cls([_Part(path, header, mapped)])
+        """Map the file at `path`, and the other parts where it is one of a split model; check all headers.
+
+        Raises ModelNotFound, GGUFError, UnsupportedModel.
+        """
+        parts = [_open_part(part) for part in part_paths(Path(path))]
+        check_parts({part.path: part.header for part in parts})
+        return cls(parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file, or of all parts together."""
+        return sum(map(len, self.maps))
 
     @property
     def architecture(self) -> str:
@@ -76,32 +79,40 @@ class GGUFFile:
 
 
 def find_gguf(path: str | Path) -> Path:
-    """A file as it is, or the one model in a directory (not in those below it). Raises ModelNotFound, ModelError, UnsupportedModel."""
+    """A file as it is, or the one model in a directory (not in those below it), by its first part. Raises ModelNotFound, ModelError."""
     path = Path(path)
     if not _is_directory(path):
-        return _whole(path)
-    models: dict[str, Path] = {}
+        return path
+    files: dict[PartName | str, Path] = {}
     for file in sorted(_gguf_files(path)):
-        models.setdefault(_model_name(file), file)  # a split model counts once, by its first part
-    if not models:
+        files.setdefault(_model_key(file), file)
+    if not files:
         raise ModelNotFound(f"Directory {path} holds no .gguf file. Give --gguf_path the file or the directory that holds it.")
-    if len(models) > 1:
-        names = ", ".join(file.name for file in models.values())
-        raise ModelError(f"Directory {path} holds {len(models)} models: {names}. Give --gguf_path one of these files.")
-    return _whole(next(iter(models.values())))
+    models = [file for file in files.values() if len(files) == 1 or _is_model(file)]
+    if len(models) == 1:
+        return models[0]
+    names = ", ".join(file.name for file in models or files.values())
+    if not models:
+        raise ModelNotFound(f"Directory {path} holds no language model, only what belongs beside one: {names}. Download the model itself.")
+    raise ModelError(f"Directory {path} holds {len(models)} models: {names}. Give --gguf_path one of these files.")
 
 
 def prefetch(file: GGUFFile, progress: Callable[[int], None] | None = None) -> None:
     """Page in all of the file's maps in order; `progress` is told the bytes done so far, and at the end their sum. Copies nothing."""
     done = 0
-    for mapped in file.maps:
+    for path, mapped in zip(file.paths, file.maps, strict=True):
         for start in range(0, len(mapped), PREFETCH_CHUNK):
             length = min(PREFETCH_CHUNK, len(mapped) - start)
             _read_ahead(mapped, start + length)
-            _populate(mapped, start, length, file.path)
+            _populate(mapped, start, length, path)
             done += length
             if progress is not None:
                 progress(done)
+
+
+def _open_part(path: Path) -> _Part:
+    mapped = _map(path)
+    return _Part(path, parse_header(memoryview(mapped), path), mapped)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -134,25 +145,25 @@ def _is_directory(path: Path) -> bool:
 
 def _gguf_files(directory: Path) -> list[Path]:
     try:
-        return [file for file in directory.iterdir() if file.suffix.lower() == ".gguf" and file.is_file()]
+        entries = list(directory.iterdir())
+        return [file for file in entries if file.suffix.lower() == ".gguf" and not file.name.startswith(".") and file.is_file()]
     except OSError as error:
         raise ModelError(f"Directory {directory} cannot be read: {error.strerror}. Check its permissions.") from None
 
 
-def _model_name(file: Path) -> str:
-    match = _SPLIT_NAME.fullmatch(file.name)
-    return match["model"] if match else file.name
+def _model_key(file: Path) -> PartName | str:
+    """The same for all parts of one split model."""
+    name = part_name(file)
+    return file.name if name is None else replace(name, part=1)
 
 
-def _whole(file: Path) -> Path:
-    match = _SPLIT_NAME.fullmatch(file.name)
-    if match and int(match["count"]) > 1:
-        raise _split_refusal(file, int(match["count"]))
-    return file
-
-
-def _split_refusal(path: Path, count: object) -> UnsupportedModel:
-    return UnsupportedModel(f"{path} is one of {count} files of a split model, which this version does not read: merge them with `llama-gguf-split --merge`.")
+def _is_model(file: Path) -> bool:
+    """Not a vision projector, importance matrix or adapter, which people keep beside their model. A file that cannot be read counts: its name helps."""
+    try:
+        metadata = _open_part(file).header.metadata
+    except ModelError:
+        return True
+    return metadata.get("general.type") not in NO_MODELS and metadata.get("general.architecture") != "clip"
 
 
 def _read_ahead(mapped: mmap.mmap, start: int) -> None:

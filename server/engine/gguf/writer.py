@@ -1,4 +1,4 @@
-"""The one writer of GGUF files: tests, recipes and synthetic models go through `write_gguf`.
+"""The one writer of GGUF files: tests, recipes and synthetic models go through `write_gguf`, or `write_split_gguf` for a model in several files.
 
 Tensors say their name, shape and type first and make their bytes when their turn comes, chunk by chunk, so that a file far larger than
 memory can be written. (gguf's own writer wants each tensor whole, and leaves half a file behind where something fails.) The file appears
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from server.engine.gguf.header import MAX_DIMS, MIN_ALIGNMENT, SCALARS
 from server.engine.gguf.quants import quantize, row_bytes
+from server.engine.gguf.split import TENSORS, split_metadata, split_paths
 
 Chunk = bytes | memoryview  # an array gives its own with `.data`
 
@@ -79,6 +80,36 @@ def write_gguf(path: str | Path, metadata: Mapping[str, object], tensors: Iterab
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_split_gguf(path: str | Path, metadata: Mapping[str, object], tensors: Iterable[TensorData], parts: int) -> list[Path]:
+    """Write one model as `parts` files beside each other, OUT.gguf becoming OUT-00001-of-0000N.gguf and so on; return their paths.
+
+    Tensors stay in order, and each file takes about the same number of bytes; all of `metadata` goes to the first (see split.py). Raises as write_gguf.
+    """
+    table = list(tensors)
+    _check_names(table)
+    paths = split_paths(Path(path), parts)
+    try:
+        for part, group in enumerate(_even_groups(table, parts)):
+            pairs = split_metadata(part, parts, len(table))
+            typed = {key: Typed(value, GGUFValueType.INT32 if key == TENSORS else GGUFValueType.UINT16) for key, value in pairs.items()}
+            write_gguf(paths[part], {**(metadata if part == 0 else {}), **typed}, group)
+    except BaseException:
+        for written in paths:
+            written.unlink(missing_ok=True)
+        raise
+    return paths
+
+
+def _even_groups(table: Sequence[TensorData], parts: int) -> list[list[TensorData]]:
+    """Runs of the table, each about a `parts`-th of its bytes. A tensor belongs where its middle lies."""
+    whole, done = sum(tensor.nbytes for tensor in table), 0
+    groups: list[list[TensorData]] = [[] for _ in range(parts)]
+    for tensor in table:
+        groups[min((2 * done + tensor.nbytes) * parts // (2 * whole), parts - 1)].append(tensor)
+        done += tensor.nbytes
+    return groups
 
 
 def _alignment_pair(alignment: int) -> dict[str, object]:

@@ -11,19 +11,23 @@ from server.engine.ops import Matrix, Norm, Ops
 
 
 class Linear:
-    """y = norm(x) W^T for one matrix [rows, cols], or for several of the same cols that share the norm and one quantisation of x."""
+    """y = norm(x) W^T + b for one matrix [rows, cols], or for several of the same cols that share the norm and one quantisation of x.
 
-    def __init__(self, ops: Ops, matrices: Sequence[Matrix], rows: Sequence[int], norm: Norm | None = None) -> None:
-        self._ops, self._matrices, self._rows, self._norm = ops, tuple(matrices), tuple(rows), norm
+    biases: one float32 [rows_i] for each matrix, or none at all.
+    """
+
+    def __init__(self, ops: Ops, matrices: Sequence[Matrix], rows: Sequence[int], norm: Norm | None = None, biases: Sequence[Tensor] = ()) -> None:
+        self._ops, self._matrices, self._rows, self._norm, self._biases = ops, tuple(matrices), tuple(rows), norm, tuple(biases)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """x [n, cols] -> one [n, rows_i] for each matrix, float32."""
-        outs = [torch.empty(x.shape[0], rows) for rows in self._rows]
-        self._ops.linear(self._matrices, x, outs, norm=self._norm)
+        n = x.shape[0]
+        outs = [bias.repeat(n, 1) for bias in self._biases] or [torch.empty(n, rows) for rows in self._rows]
+        self._ops.linear(self._matrices, x, outs, accumulate=bool(self._biases), norm=self._norm)
         return outs
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
-        """residual [n, rows] += y, for a single matrix."""
+        """residual [n, rows] += y, for a single matrix without a bias."""
         self._ops.linear(self._matrices, x, (residual,), accumulate=True, norm=self._norm)
 
 

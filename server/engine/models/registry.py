@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from server.engine.models import llama, qwen3
+from server.engine.models import deepseek2, glm4moe, llama, qwen2, qwen2moe, qwen3, qwen3moe
 from server.engine.models.transformer import Family
 from server.errors import UnsupportedModel
 
 FAMILIES: dict[str, Family] = {
+    "deepseek2": deepseek2.build,
+    "glm4moe": glm4moe.build,
     "llama": llama.build,
+    "qwen2": qwen2.build,
+    "qwen2moe": qwen2moe.build,
     "qwen3": qwen3.build,
+    "qwen3moe": qwen3moe.build,
 }
 
 

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from server.engine.layers.attention import GroupedQueryAttention
-from server.engine.layers.ffn import FeedForward
 from server.engine.layers.linear import Embedding, Linear
-from server.engine.layers.norm import HeadNorm
-from server.engine.layers.rope import Rope
+from server.engine.models.block import Block
 from server.engine.models.config import HParams
-from server.engine.ops import KVPages, Norm, Ops, Span
+from server.engine.ops import Cache, Norm, Ops, Span
 from server.engine.weights import Weights
+
+_log = logging.getLogger(__name__)
+
+
+class Attention(Protocol):
+    """x [n, hidden] += what the span's tokens attend to; reads and fills the layer's cache, whose kind the attention knows."""
+
+    def __call__(self, x: Tensor, cache: Any, span: Span) -> None: ...
+
+
+class FeedForward(Protocol):
+    """x [n, hidden] += the layer's feed-forward block, dense or of experts."""
+
+    def __call__(self, x: Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
     """x += attention(norm(x)); x += feed_forward(norm(x)). Each part holds its norm."""
 
-    attention: GroupedQueryAttention
+    attention: Attention
     ffn: FeedForward
 
-    def __call__(self, x: Tensor, cache: KVPages, span: Span) -> None:
+    def __call__(self, x: Tensor, cache: Cache, span: Span) -> None:
         """x [n, hidden] float32, in place."""
         self.attention(x, cache, span)
         self.ffn(x)
@@ -41,7 +53,7 @@ class Transformer:
     layers: Sequence[DecoderLayer]
     head: Linear  # with the final norm
 
-    def forward(self, token_ids: Tensor, cache: Sequence[KVPages], span: Span) -> Tensor:
+    def forward(self, token_ids: Tensor, cache: Sequence[Cache], span: Span) -> Tensor:
         """token_ids [n] int64 at the span's positions -> hidden states [n, hidden] before the final norm; fills the cache."""
         x = self.embedding(token_ids)
         for layer, pages in zip(self.layers, cache, strict=True):
@@ -59,44 +71,22 @@ class Family(Protocol):
     def __call__(self, weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Transformer: ...
 
 
-def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, layers: Sequence[DecoderLayer]) -> Transformer:
-    """The layers between the embedding, final norm and head that all families share; without output.weight the head is tied."""
+def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, layer: Callable[[Block], DecoderLayer]) -> Transformer:
+    """The family's layers between the embedding, final norm and head that all share; without output.weight the head is tied."""
     embedding = weights.matrix("token_embd.weight", vocab_size, hparams.hidden)
     head = weights.matrix("output.weight", vocab_size, hparams.hidden) if weights.has("output.weight") else embedding
+    _leave_mtp(weights, hparams)
     return Transformer(
         hparams=hparams,
         vocab_size=vocab_size,
         embedding=Embedding(ops, embedding, hparams.hidden),
-        layers=layers,
-        head=Linear(ops, (head,), (vocab_size,), _norm(weights, "output_norm", hparams.hidden, hparams)),
+        layers=[layer(Block(weights, hparams, ops, i)) for i in range(hparams.layers)],
+        head=Linear(ops, (head,), (vocab_size,), Norm(weights.vector("output_norm.weight", hparams.hidden), hparams.norm_eps)),
     )
 
 
-def grouped_query_attention(weights: Weights, hparams: HParams, ops: Ops, block: str, rope: Rope, *, head_norms: bool = False) -> GroupedQueryAttention:
-    """Attention from the tensors `{block}attn_*`; head_norms: with Qwen3's norms over each query and key head."""
-    h = hparams
-    q_rows, kv_rows = h.heads * h.head_dim, h.kv_heads * h.head_dim
-    rows = (q_rows, kv_rows, kv_rows)
-    matrices = [weights.matrix(f"{block}attn_{name}.weight", count, h.hidden) for name, count in zip("qkv", rows, strict=True)]
-    return GroupedQueryAttention(
-        ops=ops,
-        qkv=Linear(ops, matrices, rows, _norm(weights, f"{block}attn_norm", h.hidden, h)),
-        output=Linear(ops, (weights.matrix(f"{block}attn_output.weight", h.hidden, q_rows),), (h.hidden,)),
-        rope=rope,
-        heads=h.heads,
-        kv_heads=h.kv_heads,
-        head_dim=h.head_dim,
-        q_norm=HeadNorm(ops, _norm(weights, f"{block}attn_q_norm", h.head_dim, h)) if head_norms else None,
-        k_norm=HeadNorm(ops, _norm(weights, f"{block}attn_k_norm", h.head_dim, h)) if head_norms else None,
-    )
-
-
-def feed_forward(weights: Weights, hparams: HParams, ops: Ops, block: str) -> FeedForward:
-    """The dense SwiGLU block from the tensors `{block}ffn_*`."""
-    gate, up = (weights.matrix(f"{block}ffn_{name}.weight", hparams.ffn, hparams.hidden) for name in ("gate", "up"))
-    down = weights.matrix(f"{block}ffn_down.weight", hparams.hidden, hparams.ffn)
-    return FeedForward(ops, _norm(weights, f"{block}ffn_norm", hparams.hidden, hparams), gate, up, down)
-
-
-def _norm(weights: Weights, name: str, length: int, hparams: HParams) -> Norm:
-    return Norm(weights.vector(f"{name}.weight", length), hparams.norm_eps)
+def _leave_mtp(weights: Weights, hparams: HParams) -> None:
+    """The blocks behind the last layer guess further tokens (DeepSeek-V3, 2.2). The model's own answers do without."""
+    left = sum(weights.leave(f"blk.{hparams.layers + i}.") for i in range(hparams.mtp_layers))
+    if left:
+        _log.info("%d tensors for multi-token prediction are in the file and not used: this version generates without them.", left)

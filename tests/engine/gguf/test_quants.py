@@ -12,9 +12,12 @@ from server.engine.gguf.quants import dequantize, quantize, random_blocks, row_b
 T = GGMLQuantizationType
 # ||x - y|| / ||x|| of a Gaussian: for a grid of step s it is s / sqrt(12) and some for rounding the scales; s is the range of a sub-block
 # (3.9 to 4.1 sigma of 32 values, twice 1.9 of 16) over the number of steps.
-ERROR = {T.F32: 0.0, T.F16: 2.1e-4, T.BF16: 1.7e-3, T.Q4_0: 0.088, T.Q4_1: 0.080, T.Q8_0: 0.0055, T.Q4_K: 0.075, T.Q6_K: 0.0172}
-FIELD_NOTES = [(2, 32, 18), (3, 32, 20), (6, 32, 22), (8, 32, 34), (12, 256, 144), (13, 256, 176), (14, 256, 210), (0, 1, 4), (1, 1, 2), (30, 1, 2)]
-RANDOM = [T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q8_0, T.Q4_K, T.Q5_K, T.Q6_K]
+ERROR = {T.F32: 0.0, T.F16: 2.1e-4, T.BF16: 1.7e-3, T.Q4_0: 0.088, T.Q4_1: 0.080, T.Q5_0: 0.044, T.Q5_1: 0.039, T.Q8_0: 0.0055}
+ERROR |= {T.Q4_K: 0.075, T.Q5_K: 0.0375, T.Q6_K: 0.0172}
+K_QUANTS = [T.Q4_K, T.Q5_K, T.Q6_K]
+FIELD_NOTES = [(0, 1, 4), (1, 1, 2), (30, 1, 2), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34)]
+FIELD_NOTES += [(12, 256, 144), (13, 256, 176), (14, 256, 210)]
+RANDOM = [T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q4_K, T.Q5_K, T.Q6_K]
 
 
 def error(x: np.ndarray, kind: GGMLQuantizationType) -> float:
@@ -41,7 +44,7 @@ def test_round_trip_of_a_gaussian(kind: GGMLQuantizationType, std: float) -> Non
     assert error(x, kind) <= ERROR[kind]
 
 
-@pytest.mark.parametrize("kind", [T.Q4_K, T.Q6_K])
+@pytest.mark.parametrize("kind", K_QUANTS)
 def test_k_quants_of_awkward_values(kind: GGMLQuantizationType) -> None:
     rng = np.random.default_rng(3)
     sparse = np.where(rng.random((4, 256)) < 0.02, rng.normal(size=(4, 256)), 0).astype(np.float32)
@@ -50,7 +53,7 @@ def test_k_quants_of_awkward_values(kind: GGMLQuantizationType) -> None:
     assert not dequantize(quantize(np.zeros((2, 256)), kind), kind, (2, 256)).any()
 
 
-@pytest.mark.parametrize("kind", [T.Q4_K, T.Q6_K])
+@pytest.mark.parametrize("kind", K_QUANTS)
 def test_k_quants_treat_each_block_alone(kind: GGMLQuantizationType) -> None:
     """One block between others, scaled by powers of two, has the very same integers: nothing leaks between blocks or sub-batches."""
     x = np.random.default_rng(4).normal(size=(1, 256)).astype(np.float32)
@@ -71,14 +74,15 @@ def test_q6_k_puts_each_value_where_gguf_looks_for_it() -> None:
     np.testing.assert_allclose(dequantize(quantize(q.reshape(1, 256), T.Q6_K), T.Q6_K, (1, 256)), q.reshape(1, 256), atol=1e-6)
 
 
-def test_q4_k_puts_each_value_where_gguf_looks_for_it() -> None:
+@pytest.mark.parametrize(("kind", "codes"), [(T.Q4_K, 16), (T.Q5_K, 32)])
+def test_affine_k_quants_put_each_value_where_gguf_looks_for_it(kind: GGMLQuantizationType, codes: int) -> None:
     """Values n * (q - m) with a different n and m for each sub-block, all within 6 bits, survive exactly."""
     rng = np.random.default_rng(7)
     scale = np.array([63, 1, 17, 33, 40, 62, 5, 48], np.float32)[:, None]
     minimum = np.array([0, 5, 63, 31, 32, 1, 50, 16], np.float32)[:, None]
-    q = np.stack([rng.permutation(np.tile(np.arange(16), 2)) for _ in range(8)]).astype(np.float32)
+    q = np.stack([rng.permutation(np.resize(np.arange(codes), 32)) for _ in range(8)]).astype(np.float32)
     x = (scale * q - minimum).reshape(1, 256)
-    np.testing.assert_allclose(dequantize(quantize(x, T.Q4_K), T.Q4_K, (1, 256)), x, atol=1e-3)
+    np.testing.assert_allclose(dequantize(quantize(x, kind), kind, (1, 256)), x, atol=1e-3)
 
 
 def test_types_without_a_quantiser_are_refused() -> None:

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from server.engine.gguf import reader
 from server.engine.gguf.reader import GGUFFile, find_gguf, prefetch
 from server.engine.gguf.writer import TensorData, write_gguf
-from server.errors import GGUFError, ModelError, ModelNotFound, UnsupportedModel
+from server.errors import GGUFError, ModelError, ModelNotFound
 from tests.engine.gguf import raw
 
 SCALARS = [
@@ -139,17 +139,6 @@ def test_find_says_what_is_wrong(tmp_path: Path) -> None:
         find_gguf(tmp_path)
     with pytest.raises(ModelError, match="File name too long"):
         find_gguf(tmp_path / ("x" * 5000))
-
-
-def test_split_models_are_refused_wherever_they_are_met(tmp_path: Path) -> None:
-    for part in (1, 2):
-        raw.save(tmp_path, b"", f"R1-0000{part}-of-00002.gguf")
-    for path in (tmp_path, tmp_path / "R1-00002-of-00002.gguf"):
-        with pytest.raises(UnsupportedModel, match=r"one of 2 files of a split model.*--merge"):
-            find_gguf(path)
-    renamed = raw.save(tmp_path, raw.gguf([raw.pair("split.count", 2, struct.pack("<H", 3))], []), "renamed.gguf")
-    with pytest.raises(UnsupportedModel, match="one of 3 files of a split model"):
-        GGUFFile.open(renamed)
 
 
 def test_open_says_what_is_wrong_with_the_path(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+#include "layers/experts.h"
+
+#include <algorithm>
+
+#include "layers/ffn.h"
+#include "layers/product.h"
+
+namespace moespan {
+namespace {
+
+// The rows (token, j) of a call, sorted by expert and, within one, by token; in memory that the pool keeps.
+struct Sorted {
+    Group* groups;  // of the experts that have tokens
+    size_t group_count;
+    int32_t* tokens;   // [n * top_k]
+    float* weights;    // [n * top_k]
+};
+
+// Counting sort.
+Sorted sort_by_expert(Pool& pool, const Routes& routes, size_t expert_count) {
+    const size_t rows = routes.n * routes.top_k, most = std::min(rows, expert_count);
+    void* memory = pool.shared(Shared::kGroups, expert_count * sizeof(size_t) + most * sizeof(Group) + rows * (sizeof(int32_t) + sizeof(float)) + 4 * 64);
+    size_t at = 0;
+    auto* next = take<size_t>(at, memory, expert_count);  // an expert's number of rows, then the place of its next one
+    Sorted sorted{take<Group>(at, memory, most), 0, take<int32_t>(at, memory, rows), take<float>(at, memory, rows)};
+    std::fill_n(next, expert_count, 0);
+    for (size_t i = 0; i < rows; ++i) ++next[routes.ids[i]];
+    for (size_t expert = 0, first = 0; expert < expert_count; ++expert) {
+        const size_t count = next[expert];
+        if (count > 0) sorted.groups[sorted.group_count++] = {expert, first, count, 0, 0};
+        next[expert] = first;
+        first += count;
+    }
+    for (size_t i = 0; i < rows; ++i) {
+        const size_t row = next[routes.ids[i]]++;
+        sorted.tokens[row] = static_cast<int32_t>(i / routes.top_k);
+        sorted.weights[row] = routes.weights[i];
+    }
+    return sorted;
+}
+
+}  // namespace
+
+void experts(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x, const Routes& routes, float* out) {
+    const Sorted sorted = sort_by_expert(pool, routes, gate.count);
+    // One token: each expert reads it where it is. (With an expert named twice that would be two rows of one group.)
+    const bool in_place = routes.n == 1 && sorted.group_count == routes.top_k;
+    const int32_t* tokens = in_place ? nullptr : sorted.tokens;
+    ffn_groups(pool, {gate, up, down, x, out, true, sorted.groups, sorted.group_count, routes.n * routes.top_k, tokens, sorted.weights});
+}
+
+}  // namespace moespan

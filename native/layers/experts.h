@@ -1,0 +1,18 @@
+// The routed experts of a mixture-of-experts layer.
+#pragma once
+
+#include "layers/linear.h"
+
+namespace moespan {
+
+// Which experts each token was given: ids [n, top_k], below the matrices' count, and their weights.
+struct Routes {
+    const int32_t* ids;
+    const float* weights;
+    size_t n, top_k;
+};
+
+// out [n, down.rows] += sum over j of weights[t, j] * ffn of expert ids[t, j] (x), x [n, gate.cols]; shapes as in ffn. out must not overlap x.
+void experts(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x, const Routes& routes, float* out);
+
+}  // namespace moespan

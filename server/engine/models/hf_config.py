@@ -1,0 +1,112 @@
+"""A Hugging Face config.json over a GGUF file's hyperparameters: its shapes must be the file's, its constants win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from server.engine.models.config import HParams, MixtureOfExperts, Yarn, yarn_mscale
+from server.errors import ModelError, UnsupportedModel
+
+Config = Mapping[str, Any]
+
+_SHAPES = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden",
+    "intermediate_size": "ffn",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+}
+_GROUPED_QUERY_SHAPES = {"head_dim": "head_dim"}  # with latent attention configs call the rotary part so
+_LATENT_SHAPES = {
+    "q_lora_rank": "q_lora",
+    "kv_lora_rank": "kv_lora",
+    "qk_nope_head_dim": "nope_dim",
+    "qk_rope_head_dim": "rope_dim",
+    "v_head_dim": "v_dim",
+}
+_EXPERT_SHAPES = {
+    "n_routed_experts": "experts",
+    "num_experts": "experts",
+    "num_local_experts": "experts",
+    "num_experts_per_tok": "top_k",
+    "moe_intermediate_size": "ffn",
+    "shared_expert_intermediate_size": "shared_ffn",
+    "first_k_dense_replace": "leading_dense",
+}
+_GROUP_TOPS = {"greedy": 1, "group_limited_greedy": 1, "noaux_tc": 2}  # DeepSeek's topk_method
+
+
+def overridden(hparams: HParams, config: Config) -> HParams:
+    """The file's hyperparameters with the config's constants: context, norm_eps, rope, and how experts are weighted and grouped.
+
+    Raises ModelError when it is another model's config, UnsupportedModel when it asks for what does not run here.
+    """
+    _check_shapes(hparams, _SHAPES, config)
+    if hparams.latent:
+        _check_shapes(hparams.latent, _LATENT_SHAPES, config)
+    else:
+        _check_shapes(hparams, _GROUPED_QUERY_SHAPES, config)
+    if hparams.moe:
+        _check_shapes(hparams.moe, _EXPERT_SHAPES, config)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    constants: dict[str, Any] = {
+        "context": config.get("max_position_embeddings"),
+        "norm_eps": config.get("rms_norm_eps"),
+        "rope_base": config.get("rope_theta", rope.get("rope_theta")),
+        "moe": _experts(hparams.moe, config) if hparams.moe else None,
+        **_rope_scaling(hparams, rope),
+    }
+    return replace(hparams, **{field: value for field, value in constants.items() if value is not None}).checked()
+
+
+def _check_shapes(shapes: object, names: Mapping[str, str], config: Config) -> None:
+    for key, field in names.items():
+        mine, theirs = getattr(shapes, field), config.get(key)
+        if theirs is not None and theirs != mine:
+            raise ModelError(f"--model_path: its config.json has {key} = {theirs}, but the GGUF file has {mine}. It is the config of another model.")
+
+
+def _rope_scaling(hparams: HParams, rope: Config) -> dict[str, Any]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "linear":
+        return {"rope_scale": rope["factor"]}
+    if kind == "yarn":
+        return {"yarn": _yarn(hparams, rope)}
+    if kind in ("default", "llama3"):  # llama3's factors are a tensor of the file
+        return {}
+    raise UnsupportedModel(f"--model_path: rope scaling {kind!r} in config.json is not supported yet. Leave the flag out to use the GGUF's own values.")
+
+
+def _yarn(hparams: HParams, rope: Config) -> Yarn:
+    """mscale and mscale_all_dim are DeepSeek's: cos and sin get the quotient of the two temperatures, the scores the square of the second."""
+    try:
+        factor, original = float(rope["factor"]), int(rope["original_max_position_embeddings"])
+    except KeyError as error:
+        raise ModelError(f"--model_path: yarn in its config.json lacks {error}. Leave the flag out to use the GGUF's own values.") from None
+    mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    quotient = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim) if mscale and mscale_all_dim else yarn_mscale(factor)
+    return Yarn(
+        factor=factor,
+        original_context=original,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        attention_factor=rope.get("attention_factor") or quotient,
+        score_factor=yarn_mscale(factor, mscale_all_dim) ** 2 if hparams.latent and mscale_all_dim else 1.0,
+    )
+
+
+def _experts(moe: MixtureOfExperts, config: Config) -> MixtureOfExperts:
+    method = config.get("topk_method")
+    if method is not None and method not in _GROUP_TOPS:
+        raise UnsupportedModel(f"--model_path: topk_method {method!r} in config.json is not supported. Leave the flag out to use the GGUF's own values.")
+    constants: dict[str, Any] = {
+        "normalize": config.get("norm_topk_prob"),
+        "scale": config.get("routed_scaling_factor"),
+        "gating": config.get("scoring_func"),
+        "groups": 1 if method == "greedy" else config.get("n_group"),
+        "groups_used": 1 if method == "greedy" else config.get("topk_group"),
+        "group_top": _GROUP_TOPS.get(method or ""),
+    }
+    return replace(moe, **{field: value for field, value in constants.items() if value is not None})
