@@ -1,0 +1,1 @@
+"""How the bundled tiny reasoning model is made; README.md tells how to run it."""
