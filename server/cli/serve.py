@@ -10,9 +10,10 @@ import shlex
 import socket
 from argparse import Namespace
 
+from server.cli.embedded import first_question
 from server.cli.flags import config_of
 from server.cli.load import load_chat, model_file, model_id
-from server.config import ApiConfig
+from server.config import ApiConfig, Config
 from server.metrics import Metrics
 
 
@@ -28,7 +29,7 @@ def run(arguments: Namespace) -> int:
 
     def load() -> Loaded:
         loaded = load_chat(config, file, serving.metrics)
-        print(welcome(serving.model_id, address(config.api, listener), config.api), flush=True)
+        print(welcome(serving.model_id, address(config.api, listener), config), flush=True)
         return loaded
 
     Runner(serving, listener, load).run()
@@ -41,10 +42,10 @@ def address(api: ApiConfig, listener: socket.socket) -> str:
     return f"{'https' if api.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def welcome(model: str, url: str, api: ApiConfig) -> str:
-    """Where the server is, and a line to try it with."""
-    question = {"role": "user", "content": "What is the capital of France, and why is it famous?"}
-    body = {"model": model, "stream": True, "temperature": 0, "messages": [question]}
+def welcome(model: str, url: str, config: Config) -> str:
+    """Where the server is, and a line to try it with. A large model's reply is streamed; an embedded one's is there in a second."""
+    api, stream = config.api, {} if config.model.gguf_path is None else {"stream": True}
+    body = {"model": model, **stream, "temperature": 0, "messages": [{"role": "user", "content": first_question(config.model)}]}
     key = """ -H "Authorization: Bearer $API_KEY" """.rstrip() if api.api_key else ""
     insecure = " -k" if api.ssl_certfile else ""
     call = f"curl -N{insecure} {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"

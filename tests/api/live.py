@@ -15,7 +15,7 @@ import openai
 
 from server.api.runner import Runner, bind
 from server.api.serving import Loaded, Serving
-from server.config import ApiConfig, Config, SchedulerConfig
+from server.config import ApiConfig, Config, EngineConfig, SchedulerConfig
 from server.metrics import Metrics
 from server.scheduler.service import Service
 from server.scheduler.worker import Sink
@@ -115,11 +115,12 @@ def live(
     template: str = TEMPLATE,
     cache_lens: int = 1024,
     scheduler: SchedulerConfig | None = None,
+    engine_config: EngineConfig | None = None,
     **api: Any,
 ) -> Iterator[Live]:
     """A server that is ready."""
     engine = engine or FakeEngine()
-    config = Config(api=ApiConfig(port=0, **api), scheduler=scheduler or SchedulerConfig(grace_s=5))
+    config = Config(api=ApiConfig(port=0, **api), scheduler=scheduler or SchedulerConfig(grace_s=5), engine=engine_config or EngineConfig())
     metrics = Metrics()
     serving = Serving(MODEL, config, metrics)
     service = Service(engine, config.scheduler, cache_lens, metrics)

@@ -86,7 +86,7 @@ def test_metrics_are_exposed_under_their_names(server: Live) -> None:
     histograms = ("time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time", "request_prefill_time", "request_decode_time")
     assert {f"moespan_{name}_seconds" for name in histograms} <= names
     assert {"moespan_prompt_tokens_total", "moespan_generation_tokens_total", "moespan_request_success_total"} <= names
-    assert {"moespan_num_requests_running", "moespan_num_requests_waiting", "moespan_kv_cache_usage_perc"} <= names
+    assert {"moespan_num_requests_running", "moespan_num_requests_waiting", "moespan_kv_cache_usage_perc", "moespan_experts_per_token"} <= names
     assert {"moespan_prefill_tokens_per_second", "moespan_decode_tokens_per_second"} <= names
     assert 'moespan_request_success_total{finished_reason="stop"}' in reply.text
 

