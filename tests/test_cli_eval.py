@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from server.bench import accuracy, divergence
-from server.cli import main
+from server.bench.estimates import Estimate
+from server.cli import eval_tables, main
 from tests.engine.tiny_models import write_tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 6  # 270 bytes
@@ -103,6 +104,8 @@ def test_an_interrupted_text_goes_on_as_if_nothing_had_been(models, text, tmp_pa
 def test_the_chats_that_ship_are_the_default(models, capsys) -> None:
     result = run(capsys, "text", "--gguf_path", models["tiny"], "--limit", 2, "--cpu_infer", 1)["result"]
     assert (result["windows"], result["tokens"] > 100) == (2, True)
+    whole = run(capsys, "text", "--gguf_path", models["tiny"], "--limit", 2, "--cpu_infer", 1, "--whole_chats")["result"]
+    assert whole["tokens"] > result["tokens"]
 
 
 def test_a_text_as_a_table(models, text, tmp_path, capsys) -> None:
@@ -117,11 +120,49 @@ def test_a_text_as_a_table(models, text, tmp_path, capsys) -> None:
     assert re.search(r"same first token, % +[\d.]+ ± [\d.]+", out)
 
 
+@pytest.mark.parametrize(
+    ("estimate", "shown"),
+    [
+        (Estimate(1.0004321, 3.2e-6, 9), "1.0004321 ± 0.0000032"),
+        (Estimate(19.8844, 0.31, 9), "19.88 ± 0.31"),
+        (Estimate(3.1e-7, 2.2e-8, 9), "3.10e-07 ± 2e-08"),
+        (Estimate(1.0, 0.0, 9), "1"),
+    ],
+)
+def test_a_figure_shows_the_digits_that_its_error_lets_stand(estimate, shown, capsys) -> None:
+    eval_tables.text({"tokens": 9, "windows": 3, "perplexity": estimate})
+    assert re.search(rf"^ perplexity +{shown} *$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_reference_of_another_vocabulary_is_refused(models, text, tmp_path, capsys) -> None:
+    flags = ("--cpu_infer", 1, "--limit", 1, "--text", text, "--window", 32)
+    run(capsys, "text", "--gguf_path", models["tiny"], *flags, "--save_reference", tmp_path / "ref")
+    (tmp_path / "ref").write_bytes((tmp_path / "ref").read_bytes().replace(b'"vocab": 300', b'"vocab": 999', 1))
+    assert "another vocabulary than the model's 300 tokens" in refused(capsys, "text", "--gguf_path", models["tiny"], *flags, "--reference", tmp_path / "ref")
+
+
+def test_a_reference_that_ends_too_early_is_refused(models, text, tmp_path, capsys) -> None:
+    flags = ("--gguf_path", models["tiny"], "--cpu_infer", 1, "--text", text, "--window", 32)
+    run(capsys, "text", *flags, "--limit", 2, "--save_reference", tmp_path / "two")
+    run(capsys, "text", *flags, "--limit", 3, "--save_reference", tmp_path / "three")
+    setting = (tmp_path / "three").read_bytes().split(b"\n", 1)[0]
+    (tmp_path / "three").write_bytes(setting + b"\n" + (tmp_path / "two").read_bytes().split(b"\n", 1)[1])
+    assert "The reference ends after 2 of 3 windows: finish its run" in refused(capsys, "text", *flags, "--limit", 3, "--reference", tmp_path / "three")
+
+
+def test_a_reference_that_is_asked_for_too_late_is_refused(models, text, tmp_path, capsys) -> None:
+    flags = ("--gguf_path", models["tiny"], "--cpu_infer", 1, "--text", text, "--window", 32, "--out", tmp_path / "out")
+    run(capsys, "text", *flags)
+    assert "is not there, but 8 windows are done already" in refused(capsys, "text", *flags, "--save_reference", tmp_path / "ref")
+    assert not (tmp_path / "ref").exists()
+
+
 def test_mistakes_with_texts(models, text, tmp_path, capsys) -> None:
     tiny = ("--gguf_path", models["tiny"], "--cpu_infer", 1)
     run(capsys, "text", *tiny, "--text", text, "--window", 32, "--limit", 2, "--save_reference", tmp_path / "ref", "--out", tmp_path / "out")
     assert "--window cuts a text of your own" in refused(capsys, "text", *tiny, "--window", 32)
     assert "of fewer than 4 tokens nothing is left to score" in refused(capsys, "text", *tiny, "--text", text, "--window", 3)
+    assert "--whole_chats is of the chats that ship" in refused(capsys, "text", *tiny, "--text", text, "--whole_chats")
     assert "The text has 270 tokens, less than one window of 512" in refused(capsys, "text", *tiny, "--text", text)
     assert "Cannot read --text" in refused(capsys, "text", *tiny, "--text", tmp_path / "nowhere")
     assert "not allowed with" in refused(capsys, "text", *tiny, "--reference", tmp_path / "ref", "--save_reference", tmp_path / "ref")
@@ -209,7 +250,7 @@ def test_two_runs_side_by_side(models, text, tmp_path, capsys) -> None:
     assert "B: tiny (tiny.gguf), f16 cache, 1 experts a token" in out
     assert re.search(r"perplexity +\d+ ± \d+ +\d+ ± \d+ +times [\d.]+ ± [\d.]+", out)
     assert main(["eval", "compare", str(tmp_path / "tiny.q"), str(tmp_path / "fewer.q")]) == 0
-    assert re.search(r"all, not forced, % +0\.0.* +0\.0.* +\+0\.0.*\(0 won, 0 lost\)", capsys.readouterr().out)
+    assert re.search(r"all, not forced, % +0\.0.* +0\.0.* +\+0\.0.*\(0 won, 0 lost of 16\)", capsys.readouterr().out)
     assert "a run of `eval text`, the other one of `eval questions`" in refused(capsys, "compare", tmp_path / "tiny.t", tmp_path / "tiny.q")
     assert "is no result of `moespan eval`" in refused(capsys, "compare", tmp_path / "tiny.t", text)
     run(capsys, "text", "--gguf_path", models["tiny"], "--text", text, "--window", 16, "--out", tmp_path / "short.t")

@@ -1,7 +1,7 @@
-"""A trained model as others read it: `python -m recipes.tiny_r1.export RUN OUT`.
+"""A trained model as others read it: `python -m recipes.tiny_r1.export RUN OUT [--quant Q5_K Q4_0 ...]`.
 
-OUT gets hf/ (safetensors in DeepSeek-V3's names, config, tokenizer: what `transformers` loads as DeepseekV3ForCausalLM), tiny-r1-BF16.gguf and
-tiny-r1-Q4_K_M.gguf. GGUF keys and names are llama.cpp's for the architecture deepseek2.
+OUT gets hf/ (safetensors in DeepSeek-V3's names, config, tokenizer: what `transformers` loads as DeepseekV3ForCausalLM) and for each mix of types
+tiny-r1-MIX.gguf: BF16 and Q4_K_M where nothing else is asked for. GGUF keys and names are llama.cpp's for the architecture deepseek2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from recipes.tiny_r1.mixes import MIXES, SHIPPED, Mix
 from recipes.tiny_r1.shape import Shape
 from recipes.tiny_r1.tokenizer import BOS_ID, CHAT_TEMPLATE, CONTROL, EOS_ID, PAD_ID, PRE, VISIBLE
 from server.engine.gguf.writer import TensorData, write_gguf
@@ -33,12 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Export a trained tiny reasoning model.")
     parser.add_argument("run", type=Path, help="the directory that training wrote")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--quant", nargs="+", choices=MIXES, default=SHIPPED, metavar="MIX", help=f"the GGUF files to write, of {', '.join(MIXES)}")
     options = parser.parse_args()
     state, shape, tokenizer = load_run(options.run)
     write_hf(state, shape, options.run, options.out / "hf")
-    for label in TYPES:
-        path = options.out / f"tiny-r1-{label}.gguf"
-        write_tiny_r1(path, state, shape, tokenizer, label)
+    for quant in options.quant:
+        path = options.out / f"tiny-r1-{quant}.gguf"
+        write_tiny_r1(path, state, shape, tokenizer, quant)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -128,32 +130,17 @@ def hf_config(shape: Shape) -> dict[str, object]:
     }
 
 
-def _bf16(name: str) -> Type:
-    return Type.BF16
-
-
-def _q4_k_m(name: str) -> Type:
-    """Q4_K, but Q6_K where llama.cpp's mix of that name spends more too; heads of 128 are no whole K-quant block."""
-    if name.endswith("attn_k_b.weight"):
-        return Type.Q8_0
-    finer = ("output.weight", "attn_v_b.weight", "ffn_down.weight", "ffn_down_shexp.weight")
-    return Type.Q6_K if name.removeprefix("blk.").split(".", 1)[-1] in finer or name == "output.weight" else Type.Q4_K
-
-
-TYPES: Mapping[str, Callable[[str], Type]] = {"BF16": _bf16, "Q4_K_M": _q4_k_m}
-_FILE_TYPES = {"BF16": 32, "Q4_K_M": 15}  # general.file_type
-
-
-def write_tiny_r1(path: Path, state: State, shape: Shape, tokenizer: Tokenizer, label: str) -> None:
-    """A GGUF file; `label`: one of TYPES."""
-    choose = TYPES[label]
-    tensors = [TensorData.from_array(name, array, Type.F32 if _is_exact(name, array) else choose(name)) for name, array in gguf_tensors(state, shape)]
-    metadata = {**gguf_metadata(shape), **tokenizer_metadata(tokenizer), "general.file_type": _FILE_TYPES[label], "general.quantization_version": 2}
+def write_tiny_r1(path: Path, state: State, shape: Shape, tokenizer: Tokenizer, quant: str) -> None:
+    """A GGUF file; `quant`: one of MIXES."""
+    mix = MIXES[quant]
+    tensors = [TensorData.from_array(name, array, _type(name, array, mix)) for name, array in gguf_tensors(state, shape)]
+    metadata = {**gguf_metadata(shape), **tokenizer_metadata(tokenizer), "general.file_type": int(mix.file_type), "general.quantization_version": 2}
     write_gguf(path, metadata, tensors)
 
 
-def _is_exact(name: str, array: Array) -> bool:
-    return array.ndim == 1 or name.endswith("ffn_gate_inp.weight")
+def _type(name: str, array: Array, mix: Mix) -> Type:
+    """Vectors, and the router, which chooses by small differences, are never rounded."""
+    return Type.F32 if array.ndim == 1 or name.endswith("ffn_gate_inp.weight") else mix(name, array.shape[-1])
 
 
 _GGUF_NAMES = {

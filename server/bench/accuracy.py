@@ -22,6 +22,7 @@ from server.text.template import force_think, opens_think
 from server.types import GenerateRequest, SamplingParams
 
 MOST = 2000  # of letters, the skill with the fewest, some 3,000 are held out
+MODES = {True: "force_think", False: "no_force_think"}
 Asked = tuple[Question, bool]  # a question, and whether thinking is forced
 
 
@@ -81,7 +82,7 @@ class Examiner:
 
 def summary(records: Sequence[Json]) -> dict[str, Any]:
     """Shares of right answers by mode, skill and language; with both modes, what forcing changes on the same questions."""
-    modes = {name: [record for record in records if record["force_think"] is forced] for forced, name in ((True, "force_think"), (False, "no_force_think"))}
+    modes = {name: [record for record in records if record["force_think"] is forced] for forced, name in MODES.items()}
     result: dict[str, Any] = {name: _mode(asked) for name, asked in modes.items() if asked}
     if all(modes.values()):
         result["gained_by_force_think"] = _gained(_right(modes["no_force_think"]), _right(modes["force_think"]))
@@ -89,14 +90,17 @@ def summary(records: Sequence[Json]) -> dict[str, Any]:
 
 
 def difference(a: Sequence[Json], b: Sequence[Json]) -> dict[str, Any]:
-    """What the second run gained on the questions that both were asked, by mode. Raises ConfigError where there are none."""
-    result = {}
-    for forced, name in ((True, "force_think"), (False, "no_force_think")):
-        of_a, of_b = ([record for record in run if record["force_think"] is forced] for run in (a, b))
-        if set(_right(of_a)) & set(_right(of_b)):
-            result[name] = _gained(_right(of_a), _right(of_b))
+    """What the second run gained on the questions that both were asked, by mode; where they have no mode in common, from the first's to the second's.
+
+    Raises ConfigError where there are none.
+    """
+    runs = [{name: _right([record for record in run if record["force_think"] is forced]) for forced, name in MODES.items()} for run in (a, b)]
+    result = {name: _gained(runs[0][name], runs[1][name]) for name in MODES.values() if set(runs[0][name]) & set(runs[1][name])}
     if not result:
-        raise ConfigError("The two runs have no question in common: compare runs with the same --seed and --force_think.")
+        (of_a, of_b) = ([name for name in MODES.values() if run[name]] for run in runs)
+        if len(of_a) == len(of_b) == 1 and set(runs[0][of_a[0]]) & set(runs[1][of_b[0]]):
+            return {f"{of_a[0]}_to_{of_b[0]}": _gained(runs[0][of_a[0]], runs[1][of_b[0]])}
+        raise ConfigError("The two runs have no question in common: compare runs with the same --seed.")
     return result
 
 

@@ -1,12 +1,12 @@
 """What a reference run said, in a file: for every scored token the distribution over the vocabulary, as much of it as a KL divergence needs.
 
 A line of JSON says what was run; then each window follows as the arrays of `Said`, one behind the other in numpy's own format. Of a token's
-distribution the likeliest entries are kept, as few as leave at most 1e-6 of the probability out, in float32; the rest is one number. A peaked
+distribution the likeliest entries are kept, as few as leave at most 1e-9 of the probability out, in float32; the rest is one number. A peaked
 distribution takes some dozen entries instead of the whole vocabulary, and no entry is rounded to fewer than 24 bits.
 
     KL(p || q) = sum over kept i of p_i (ln p_i - ln q_i) + r (ln r - ln q_r),   r and q_r the mass of the rest in p and in q.
 
-Taking the rest as one is exact but for r * KL(rest of p || rest of q), by the chain rule of KL divergence: at most 1e-6 times a few nats, and
+Taking the rest as one is exact but for r * KL(rest of p || rest of q), by the chain rule of KL divergence: at most 1e-9 times a few nats, and
 never too much (a lower bound). The kept entries are made to sum to 1 - r again, so rounding enters squared: a run against itself gives about 1e-14.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from server.errors import ConfigError
 
-REST = 1e-6  # the most probability that may be left out
+REST = 1e-9  # the most probability that may be left out
 _ARRAYS = 6  # of a Said
 
 Floats = NDArray[np.float64]

@@ -1,7 +1,8 @@
 """What perplexity and KL divergence are measured on: windows of tokens, each run with an empty KV cache, and in each the tokens that are scored.
 
 The chats that ship with moespan (`chats.jsonl`, written by recipes/tiny_r1/eval_chats.py) are held-out questions with their thinking: a window is
-one chat in the model's own template, and the reply is scored. A text is cut as llama.cpp's perplexity tool does: windows follow each other
+one chat in the model's own template, and the reply is scored, or all of it. Of a reply that is worked out step by step a good model is nearly sure; of a
+question it can only guess, as of most text. A text is cut as llama.cpp's perplexity tool does: windows follow each other
 without overlap, a rest is dropped, BOS replaces the first token where the model wants one, and the second half of each window is scored, so that
 every scored token has half a window before it.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import takewhile
 
 import numpy as np
 
@@ -44,10 +46,20 @@ def text_windows(text: str, tokenizer: Tokenizer, size: int) -> list[Window]:
     return windows
 
 
-def chat_windows(tokenizer: Tokenizer, template: ChatTemplate, limit: int | None = None) -> list[Window]:
-    """The first `limit` of the chats that ship."""
+def chat_windows(tokenizer: Tokenizer, template: ChatTemplate, limit: int | None = None, *, whole: bool = False) -> list[Window]:
+    """The first `limit` of the chats that ship; scored are the replies, or with `whole` the questions too."""
     lines = (files("server.bench") / "chats.jsonl").read_text(encoding="utf-8").splitlines()
-    return [_chat(json.loads(line), tokenizer, template) for line in lines[:limit]]
+    windows = [_chat(json.loads(line), tokenizer, template) for line in lines]
+    if whole:
+        # After what all chats begin with a model says the same in each: counted, it would be one observation taken for hundreds.
+        first = _alike(windows) + 1
+        windows = [replace(window, first=first) for window in windows]
+    return windows[:limit]
+
+
+def _alike(windows: Sequence[Window]) -> int:
+    """Tokens that all windows begin with."""
+    return sum(1 for _ in takewhile(lambda place: len(set(place)) == 1, zip(*(window.ids for window in windows), strict=False)))
 
 
 def _chat(chat: dict[str, str], tokenizer: Tokenizer, template: ChatTemplate) -> Window:

@@ -91,11 +91,8 @@ def _text(arguments: Namespace) -> None:
     _check_fits(file, longest)
     config = replace(config, engine=replace(config.engine, cache_lens=longest))
     setting = {"task": "text", **_identity(config, file), "text": digest(windows), "windows": len(windows)}
-    reader = ReferenceReader(arguments.reference) if arguments.reference else None
-    if reader:
-        _check_reference(reader, setting)
-        setting["reference"] = reader.setting
-    with closing(Journal(arguments.out, setting)) as journal:
+    with _reader(arguments.reference, setting) as reader, closing(Journal(arguments.out, setting)) as journal:
+        _check_saved(arguments.save_reference, len(journal.records))
         if len(journal.records) < len(windows):
             _score(windows, config, file, journal, reader, arguments)
     _show(setting, divergence.summary(journal.records), eval_tables.text, arguments)
@@ -109,7 +106,10 @@ def _windows(arguments: Namespace, config: Config, file: GGUFFile) -> list[Windo
     if arguments.text is None:
         if arguments.window is not None:
             raise ConfigError("--window cuts a text of your own: give it with --text FILE. Of the chats that ship, each is a window.")
-        return chat_windows(tokenizer, load_template(file.metadata, tokenizer, config.model.model_path), arguments.limit)
+        template = load_template(file.metadata, tokenizer, config.model.model_path)
+        return chat_windows(tokenizer, template, arguments.limit, whole=arguments.whole_chats)
+    if arguments.whole_chats:
+        raise ConfigError("--whole_chats is of the chats that ship: give it without --text.")
     size = WINDOW if arguments.window is None else arguments.window
     if size < 4:
         raise ConfigError(f"--window is {size}, but of fewer than 4 tokens nothing is left to score. The default is {WINDOW}.")
@@ -129,26 +129,51 @@ def _check_fits(file: GGUFFile, longest: int) -> None:
         raise ConfigError(f"A window has {longest} tokens, more than the model's context of {context}. Give a --text of your own with a smaller --window.")
 
 
-def _check_reference(reader: ReferenceReader, setting: Json) -> None:
-    if reader.setting["text"] != setting["text"]:
-        raise ConfigError("The reference is of other tokens: give the same --text, --window and --limit, and a model with the same tokenizer and template.")
+@contextmanager
+def _reader(path: Path | None, setting: Json) -> Iterator[ReferenceReader | None]:
+    """What the run is compared with, which becomes part of its setting."""
+    if path is None:
+        yield None
+        return
+    with closing(ReferenceReader(path)) as reader:
+        if reader.setting["text"] != setting["text"]:
+            raise ConfigError("The reference is of other tokens: give what it was made with (--text, --window, --whole_chats, --limit, the same tokenizer).")
+        setting["reference"] = reader.setting
+        yield reader
+
+
+def _check_saved(path: Path | None, done: int) -> None:
+    if path is not None and done and not path.exists():
+        raise ConfigError(f"{path} is not there, but {done} windows are done already, and what the model said of them is lost. Start again with another --out.")
 
 
 def _score(windows: Sequence[Window], config: Config, file: GGUFFile, journal: Journal, reader: ReferenceReader | None, arguments: Namespace) -> None:
     done = len(journal.records)
     engine = load_engine(config, file).engine
     try:
+        if reader and reader.setting.get("vocab") != engine.vocab_size:
+            raise ConfigError(f"The reference has another vocabulary than the model's {engine.vocab_size} tokens: compare models of the same vocabulary.")
         engine.start()  # this thread is one of the pool's
         with (
             _keeper(arguments.save_reference, windows, config, file, engine, done) as keep,
             _progress(journal, len(windows) - done, divergence.progress_line, arguments.out) as advance,
         ):
-            said = islice(reader, done, None) if reader else iter([None] * (len(windows) - done))
-            for window, reference in zip(windows[done:], said, strict=True):
-                journal.append(divergence.score(engine, window, reference, keep))
+            said = islice(reader, done, None) if reader else None
+            for window in windows[done:]:
+                journal.append(divergence.score(engine, window, _next(said, len(journal.records), len(windows)), keep))
                 advance()
     finally:
         engine.close()
+
+
+def _next(said: Iterator[Said] | None, done: int, windows: int) -> Said | None:
+    """What the reference said of the next window."""
+    if said is None:
+        return None
+    found = next(said, None)
+    if found is None:
+        raise ConfigError(f"The reference ends after {done} of {windows} windows: finish its run with the same command first.")
+    return found
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from server.bench.journal import Json
 _MODES = {"force_think": "forced", "no_force_think": "not forced"}
 _KL = {"mean": "mean", "median": "median", "p90": "90 %", "p99": "99 %", "p99_9": "99.9 %", "max": "maximum"}
 
-_SMALL = 1e-5  # what is smaller is written with an exponent
+_SMALL = 1e-4  # what is smaller is written with an exponent
 _PIPE_WIDTH = 160  # columns where no terminal says how many there are
 
 
@@ -72,14 +72,14 @@ def compared(task: str, a: Json, b: Json, changed: Json) -> None:
 
 def _compared_questions(a: Json, b: Json, changed: Json) -> list[tuple[str, str, str, str]]:
     rows = []
-    for key in changed:
-        mode_a, mode_b, gains = a[key], b[key], changed[key]
+    for key, gains in changed.items():
+        before, _, after = key.partition("_to_")  # two modes where the runs have none in common
+        mode_a, mode_b = a[before], b[after or before]
+        label = f"{_MODES[before]} to {_MODES[after]}" if after else _MODES[before]
         for skill, gain in gains["skills"].items():
-            rows.append(
-                (f"{skill}, {_MODES[key]}", _percent(mode_a["skills"][skill]["all"]), _percent(mode_b["skills"][skill]["all"]), _percent(gain, sign=True))
-            )
-        total = f"{_percent(gains['gain'], sign=True)} ({gains['won']} won, {gains['lost']} lost)"
-        rows.append((f"all, {_MODES[key]}, %", _percent(mode_a["all"]), _percent(mode_b["all"]), total))
+            rows.append((f"{skill}, {label}", _percent(mode_a["skills"][skill]["all"]), _percent(mode_b["skills"][skill]["all"]), _percent(gain, sign=True)))
+        total = f"{_percent(gains['gain'], sign=True)} ({gains['won']} won, {gains['lost']} lost of {gains['gain'].n})"
+        rows.append((f"all, {label}, %", _percent(mode_a["all"]), _percent(mode_b["all"]), total))
     return rows
 
 
@@ -103,7 +103,7 @@ def _number(estimate: Estimate, *, sign: bool = False) -> str:
     value, error, plus = estimate.value, estimate.error, "+" if sign else ""
     if not error:
         return f"{value:{plus}.4g}"
-    if abs(value) < _SMALL or error < _SMALL:
+    if abs(value) < _SMALL:
         return f"{value:{plus}.2e} ± {error:.0e}"
     digits = max(1 - math.floor(math.log10(error)), 0)
     return f"{value:{plus}.{digits}f} ± {error:.{digits}f}"

@@ -127,6 +127,14 @@ def test_a_paired_gain_is_surer_than_two_shares() -> None:
     assert changed["skills"]["letters"] == changed["gain"]
 
 
+def test_runs_of_one_mode_each_are_compared_across_the_modes() -> None:
+    free = [record("letters", str(n), n % 2 == 0, forced=False) for n in range(10)]
+    forced = [record("letters", str(n), True) for n in range(10)]
+    changed = accuracy.difference(free, forced)
+    assert list(changed) == ["no_force_think_to_force_think"]
+    assert (changed["no_force_think_to_force_think"]["won"], changed["no_force_think_to_force_think"]["lost"]) == (5, 0)
+
+
 def test_runs_without_a_common_question_cannot_be_compared() -> None:
     with pytest.raises(ConfigError, match="no question in common"):
         accuracy.difference([record("letters", "a", True)], [record("letters", "b", True), record("letters", "a", True, forced=False)])

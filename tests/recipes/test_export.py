@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType as Type
+from gguf.constants import LlamaFileType
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 from recipes.tiny_r1 import pieces
 from recipes.tiny_r1.export import load_run, write_hf, write_tiny_r1
+from recipes.tiny_r1.mixes import MIXES
 from recipes.tiny_r1.model import TinyR1
 from recipes.tiny_r1.plot import draw
 from recipes.tiny_r1.shape import Shape
@@ -108,6 +110,21 @@ def test_blocks_mean_the_weights(run: Path, tmp_path: Path, label: str) -> None:
         assert (tensor.shape, tensor.type_id) == (values.shape, kind)
         got = dequantize(file.data(name), tensor.type_id, tensor.shape)
         assert np.linalg.norm(got - values) <= (0.004 if label == "BF16" else 0.1) * np.linalg.norm(values)
+
+
+@pytest.mark.parametrize("quant", MIXES)
+def test_every_mix_has_its_type_wherever_that_fits(run: Path, tmp_path: Path, quant: str) -> None:
+    state, shape, tokenizer = load_run(run)
+    write_tiny_r1(tmp_path / "m.gguf", state, shape, tokenizer, quant)
+    file = GGUFFile.open(tmp_path / "m.gguf")
+    base = Type[quant.removesuffix("_M")]
+    finer = Type.Q6_K if quant.endswith("_M") else base
+    types = {name.removeprefix("blk.1."): tensor.type_id for name, tensor in file.tensors.items()}
+    assert {types[name] for name in ("token_embd.weight", "attn_output.weight", "ffn_gate_exps.weight", "ffn_down_exps.weight")} == {base}
+    assert {types[name] for name in ("output.weight", "attn_v_b.weight", "ffn_down_shexp.weight")} == {finer}
+    assert types["attn_k_b.weight"] == (Type.Q8_0 if "_K" in quant else base)  # rows of 128
+    assert {types[name] for name in ("ffn_gate_inp.weight", "attn_norm.weight", "exp_probs_b.bias")} == {Type.F32}
+    assert LlamaFileType(file.metadata["general.file_type"]).name.startswith(("MOSTLY_" if base is not Type.F32 else "ALL_") + quant)
 
 
 def test_the_shipped_shape_fits() -> None:
