@@ -17,7 +17,8 @@ def supported_types() -> list[int]:
 class Matrix:
     """A weight matrix in GGUF blocks, borrowed from `data` (which is kept alive): [rows, cols], row-major, cols a multiple of the block.
 
-    With a count, that many such matrices one behind the other: experts, or heads."""
+    With a count, that many such matrices one behind the other: experts, or heads. `pack` brings it into tile order, strip by strip (16 rows); then it
+    has its own memory, and `data` is let go. Until the last strip it can be used as it was."""
 
     def __init__(self, type_id: int, rows: int, cols: int, data: Buffer, count: int = 1) -> None: ...
     @property
@@ -28,14 +29,31 @@ class Matrix:
     def cols(self) -> int: ...
     @property
     def count(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of the matrices, in the order that they are in."""
+
+    @property
+    def in_tiles(self) -> bool: ...
+    @property
+    def strips_left(self) -> int:
+        """Strips still to be packed; 0 once all are, and for a type that stays in row order."""
+
+    @property
+    def next_byte(self) -> int:
+        """Where in `data` the next strip's rows begin."""
+
+    def pack(self, pool: Pool, strips: int) -> None:
+        """Pack the next `strips` strips. ValueError when fewer are left, MemoryError when there is no memory."""
 
 class Pool:
-    """`len(cpus)` threads pinned to those CPUs; the thread that calls a method is one of them (the first CPU is its own, pinned by pin_caller).
+    """`len(cpus)` threads pinned to those CPUs; the thread that calls a method is one of them (the first CPU is its own, pinned by pin_caller;
+    when another program takes it, the caller changes places with a worker).
 
     All methods are for one calling thread at a time and release the GIL. Idle workers spin for at most spin_us, then park.
     """
 
-    def __init__(self, cpus: Sequence[int], isa: str, spin_us: int = 2000) -> None: ...
+    def __init__(self, cpus: Sequence[int], isa: str, spin_us: int = 50000) -> None: ...
     @property
     def threads(self) -> int: ...
     @property
@@ -156,3 +174,7 @@ class Pool:
 
         norm [kv_lora] is a weight's address. k_b holds `heads` matrices [kv_lora, nope], v_b as many [v_dim, kv_lora]. The latents' first kv_lora
         values are normed, their last and the queries' last rot_dim rotated; cache [num_pages, page_size, kv_lora + rot_dim] takes the latents."""
+    def read_sweep(self, data: int, bytes: int) -> float:
+        """Seconds in which all threads together read `bytes`, a multiple of 2^20, with the instruction set's widest loads."""
+    def peak_ops(self) -> dict[str, float]:
+        """Operations a second that all threads together reach on registers alone, a multiplication and an addition being two: of "f32", "int8"."""

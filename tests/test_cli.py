@@ -100,7 +100,8 @@ def test_the_readme_shows_every_flag_of_serve():
     ("words", "sentence"),
     [
         (["serve", "--gguf_pth", "x"], "`moespan serve` has no flag --gguf_pth. Did you mean --gguf_path?"),
-        (["bench", "--port", "1"], "`moespan bench` has no flag --port. It belongs to `moespan serve`."),
+        (["bench", "--port", "1"], "`moespan bench offline` has no flag --port. It belongs to `moespan serve`."),
+        (["bench", "expert"], "Argument TASK: invalid choice: 'expert'"),
         (["serve", "word"], "`moespan serve` does not know what to do with 'word'."),
         (["serve", "--qqqqq"], "`moespan serve --help` lists the flags."),
         (["serv"], "invalid choice: 'serv'"),

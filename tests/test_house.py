@@ -14,6 +14,11 @@ def test_only_engine_native_knows_the_native_module() -> None:
     assert knowing == {"engine/native.py"}
 
 
+def test_the_server_stands_without_the_recipes() -> None:
+    sources = [file.read_text(encoding="utf-8") for file in SERVER.rglob("*.py")]
+    assert not any(line.startswith(("import recipes", "from recipes")) for source in sources for line in map(str.strip, source.splitlines()))
+
+
 def test_isa_units_see_no_standard_cpp_header() -> None:
     """A weak inline symbol compiled with AVX-512 flags could be the one that the linker keeps for every CPU."""
     allowed = {"<emmintrin.h>", "<immintrin.h>", "<stddef.h>", "<stdint.h>", "<string.h>"}

@@ -65,5 +65,6 @@ void bind_linear(py::module_& module, py::class_<PyPool>& pool);  // linear.cpp:
 void bind_experts(py::class_<PyPool>& pool);                     // experts.cpp: experts, route
 void bind_attention(py::class_<PyPool>& pool);                   // attention.cpp: rms_norm, rope, store_kv, attention, attend
 void bind_latent(py::class_<PyPool>& pool);                      // latent.cpp: linear_heads, attend_latent
+void bind_bench(py::class_<PyPool>& pool);                       // bench.cpp: read_sweep, peak_ops
 
 }  // namespace moespan

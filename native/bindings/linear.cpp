@@ -47,6 +47,7 @@ void py_ffn(PyPool& pool, const PyMatrix& gate, const PyMatrix& up, const PyMatr
 
 void py_dequantize_rows(PyPool& pool, const PyMatrix& matrix, uintptr_t row_ids, int64_t n, uintptr_t out) {
     require_single(matrix.get(), "what rows are taken from");
+    require_rows(matrix.get());
     const auto* ids = address<const int64_t>(row_ids, "row_ids");
     const size_t count = positive(n, "n");
     const auto rows = static_cast<int64_t>(matrix.get().rows);
@@ -66,7 +67,12 @@ void bind_linear(py::module_& module, py::class_<PyPool>& pool) {
         .def_property_readonly("type_id", [](const PyMatrix& m) { return m.get().type_id; })
         .def_property_readonly("rows", [](const PyMatrix& m) { return m.get().rows; })
         .def_property_readonly("cols", [](const PyMatrix& m) { return m.get().cols; })
-        .def_property_readonly("count", [](const PyMatrix& m) { return m.get().count; });
+        .def_property_readonly("count", [](const PyMatrix& m) { return m.get().count; })
+        .def_property_readonly("nbytes", [](const PyMatrix& m) { return m.get().count * m.get().bytes(); })
+        .def_property_readonly("in_tiles", [](const PyMatrix& m) { return m.get().in_tiles; })
+        .def_property_readonly("strips_left", &PyMatrix::strips_left)
+        .def_property_readonly("next_byte", &PyMatrix::next_byte)
+        .def("pack", &PyMatrix::pack, py::arg("pool"), py::arg("strips"));
     pool.def("linear", &py_linear, py::arg("matrices"), py::arg("x"), py::arg("n"), py::arg("outs"), py::arg("accumulate"), py::arg("norm") = 0, py::arg("eps") = 0.0f)
         .def("ffn", &py_ffn, py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("x"), py::arg("n"), py::arg("out"), py::arg("accumulate"),
              py::arg("norm") = 0, py::arg("eps") = 0.0f, py::arg("scales") = 0)

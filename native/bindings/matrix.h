@@ -4,11 +4,12 @@
 #include <string>
 
 #include "bindings/bindings.h"
-#include "layers/linear.h"
+#include "layers/tiles.h"
+#include "pool/pages.h"
 
 namespace moespan {
 
-// A matrix and the Python buffer that it borrows: an mmap's memoryview, mostly.
+// A matrix and the Python buffer that it borrows, an mmap's memoryview mostly, until it is packed: then it has memory of its own, in tile order.
 class PyMatrix {
   public:
     PyMatrix(uint32_t type_id, int64_t rows, int64_t cols, const py::object& data, int64_t count) {
@@ -28,13 +29,40 @@ class PyMatrix {
             require(false, shape(), " of type ", type_id, matrix_.count == 1 ? " has " : " have ", needed, " bytes, not ", bytes);
         }
     }
-    ~PyMatrix() { PyBuffer_Release(&buffer_); }
+    ~PyMatrix() { PyBuffer_Release(&buffer_); }  // which does nothing the second time
     PyMatrix(const PyMatrix&) = delete;
     PyMatrix& operator=(const PyMatrix&) = delete;
 
     const Matrix& get() const { return matrix_; }
 
+    // Strips that are still to be packed, all matrices together; 0 for a type without tile order.
+    size_t strips_left() const {
+        const bool never = matrix_.in_tiles || find_format(matrix_.type_id)->tiles.pack == nullptr;
+        return never ? 0 : matrix_.count * strips_each() - packed_;
+    }
+    // Where in the buffer the next strip's rows begin.
+    size_t next_byte() const { return packed_ / strips_each() * matrix_.bytes() + packed_ % strips_each() * kStripRows * matrix_.row_bytes; }
+
+    // Packs the next strips. After the last one the matrix is in tile order and the buffer is let go.
+    void pack(PyPool& pool, int64_t strips) {
+        const size_t last = packed_ + positive(strips, "strips");
+        require(last <= packed_ + strips_left(), strips, " strips to pack, but ", strips_left(), " are left");
+        Matrix tiles = tile_layout(pool.get().kernels(), matrix_);
+        if (packed_ == 0) tiles_ = Pages(tiles.count * tiles.bytes());
+        {
+            py::gil_scoped_release release;
+            pack_strips(pool.get(), matrix_, tiles_.data(), packed_, last);
+        }
+        packed_ = last;
+        if (strips_left() > 0) return;
+        tiles.data = tiles_.data();
+        matrix_ = tiles;
+        PyBuffer_Release(&buffer_);
+    }
+
   private:
+    size_t strips_each() const { return (matrix_.rows + kStripRows - 1) / kStripRows; }
+
     std::string shape() const {
         const std::string size = "[" + std::to_string(matrix_.rows) + ", " + std::to_string(matrix_.cols) + "] matri";
         return matrix_.count == 1 ? "a " + size + "x" : std::to_string(matrix_.count) + " " + size + "ces";
@@ -49,7 +77,11 @@ class PyMatrix {
 
     Matrix matrix_;
     Py_buffer buffer_;
+    Pages tiles_;
+    size_t packed_ = 0;  // strips
 };
+
+inline void require_rows(const Matrix& matrix) { require(!matrix.in_tiles, "a matrix in tile order has no rows to hand out"); }
 
 inline void require_single(const Matrix& matrix, const char* name) {
     require(matrix.count == 1, name, " must be a single matrix, not ", matrix.count, " of them");

@@ -20,7 +20,7 @@ PYBIND11_MODULE(_native, module) {
     });
 
     py::class_<PyPool> pool(module, "Pool");
-    pool.def(py::init<const std::vector<int>&, const std::string&, int>(), py::arg("cpus"), py::arg("isa"), py::arg("spin_us") = 2000)
+    pool.def(py::init<const std::vector<int>&, const std::string&, int>(), py::arg("cpus"), py::arg("isa"), py::arg("spin_us") = 50000)
         .def_property_readonly("threads", [](const PyPool& p) { return p.get().threads(); })
         .def_property_readonly("isa", [](const PyPool& p) { return p.get().kernels().name; })
         .def("pin_caller", [](const PyPool& p) { p.get().pin_caller(); })
@@ -29,6 +29,7 @@ PYBIND11_MODULE(_native, module) {
     bind_experts(pool);
     bind_attention(pool);
     bind_latent(pool);
+    bind_bench(pool);
 }
 
 }  // namespace

@@ -33,6 +33,18 @@ struct Outputs {
     bool accumulate;
 };
 
+// The same products from tile order (kernels/tiles-inl.h), in strips of kStripRows rows. All null for a type that stays in row order.
+constexpr size_t kStripRows = 16;
+struct TileKernels {
+    size_t gemm_from;
+    size_t (*strip_bytes)(size_t cols);
+    // Up to kStripRows rows in blocks to a strip.
+    void (*pack)(const uint8_t* rows, size_t row_bytes, size_t row_count, size_t cols, uint8_t* strip);
+    // As below; rows.data is the strip of the first row, row_bytes a strip's.
+    void (*gemv)(const Rows& rows, const Tokens& x, const Outputs& out);
+    void (*gemm)(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratch);
+};
+
 // The kernels of one GGUF type.
 struct FormatKernels {
     uint32_t type_id;
@@ -47,6 +59,8 @@ struct FormatKernels {
     size_t (*panel_bytes)(size_t cols);
     // out[cols] = one row.
     void (*dequantize)(const uint8_t* row, size_t cols, float* out);
+
+    TileKernels tiles;
 };
 
 // One layer's KV cache and the pages of one sequence in it; float16 (as uint16_t) when half, else float32.
@@ -75,6 +89,14 @@ struct AttentionPiece {
     size_t kv_head, row_begin, row_end;
     size_t key_begin, key_end;  // key_begin is a multiple of 16
     float* partials;            // [n, heads, 2 + value_dim]: (maximum, sum, o) of each row; null when the piece has all the keys
+};
+
+// A loop on registers alone, of which one round is `operations` (a multiplication and an addition are two). What it returns depends on all
+// of them; value is 1, which the compiler must not know.
+struct PeakLoop {
+    const char* name;  // of the numbers: "f32", "int8"
+    double operations;
+    float (*run)(size_t rounds, float value);
 };
 
 struct KernelTable {
@@ -109,6 +131,12 @@ struct KernelTable {
     size_t (*latent_scratch_bytes)(size_t head_dim, size_t value_dim);
     // As attend; pieces have at most kLatentRows rows.
     void (*attend_latent)(const Attention& call, const AttentionPiece& piece, uint8_t* scratch);
+
+    // --- what the machine can reach (kernels/sweep-inl.h, kernels/peak-inl.h) ---
+    // The sum of data [count]; count is a multiple of 64.
+    float (*read_all)(const float* data, size_t count);
+    const PeakLoop* peaks;
+    size_t peak_count;
 };
 
 // Constant-initialised: nothing of another instruction set runs at load time.

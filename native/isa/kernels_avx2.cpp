@@ -8,10 +8,11 @@
 #include <string.h>
 
 #include "kernels/ops_avx2.h"
+#include "kernels/peak_avx2.h"
 #include "kernels/table-inl.h"
 
 namespace moespan {
 
-constinit const KernelTable kAvx2Kernels = make_table<OpsAvx2>("avx2");
+constinit const KernelTable kAvx2Kernels = make_table<OpsAvx2, PeakAvx2>("avx2");
 
 }  // namespace moespan

@@ -8,10 +8,11 @@
 #include <string.h>
 
 #include "kernels/ops_avx512.h"
+#include "kernels/peak_avx512.h"
 #include "kernels/table-inl.h"
 
 namespace moespan {
 
-constinit const KernelTable kAvx512Kernels = make_table<OpsAvx512>("avx512");
+constinit const KernelTable kAvx512Kernels = make_table<OpsAvx512, PeakAvx512>("avx512");
 
 }  // namespace moespan

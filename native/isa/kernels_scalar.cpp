@@ -8,10 +8,11 @@
 #include <string.h>
 
 #include "kernels/ops_scalar.h"
+#include "kernels/peak_scalar.h"
 #include "kernels/table-inl.h"
 
 namespace moespan {
 
-constinit const KernelTable kScalarKernels = make_table<OpsScalar>("scalar");
+constinit const KernelTable kScalarKernels = make_table<OpsScalar, PeakScalar>("scalar");
 
 }  // namespace moespan

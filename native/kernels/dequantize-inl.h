@@ -18,9 +18,11 @@ void dequantize(const uint8_t* row, size_t cols, float* out) {
             Ops::V8::store(scale + 8 * v, s.scale[v]);
             Ops::V8::store(offset + 8 * v, s.offset[v]);
         }
+        typename OpenedSpan<Format>::Type opened;
+        OpenedSpan<Format>::open(row, opened);
         for (int j = 0; j < count; ++j, out += kSubBlock) {
             uint8_t codes[kSubBlock];
-            Ops::store_codes(codes, Format::codes(row, j));
+            Ops::store_codes(codes, Format::codes(opened, j));
             for (int i = 0; i < kSubBlock; ++i) {
                 const int g = (j * kSubBlock + i) / Format::kGroup;
                 out[i] = scale[g] * (float)(Format::kSigned ? (int8_t)codes[i] : codes[i]) + offset[g];

@@ -4,12 +4,17 @@
 // of a row may be shorter then). A quantised format says
 //   codes(span, j)             the 32 codes of sub-block j
 //   scales(span, count)        scale and offset of each group: value = scale * code + offset
+//   dot(span, j, x)            optional: the products of sub-block j with 32 codes, when there is a cheaper way than through codes()
 //   dot_two(span, j, x)        optional: the products of sub-blocks j and j + 1 in one, when that is cheaper
 // with a group of kGroup = 32 or 16 values. `count` is the number of sub-blocks that are there; the lanes of the others are 0.
-// Codes are unsigned up to kMaxCode, or signed. To add a format: its block in quant/blocks.h, a struct here, a line in table-inl.h.
+// Codes are unsigned up to kMaxCode, or signed up to that magnitude. A format whose codes must be dug out of several fields does it for a
+// span at once: with a type Opened and open(span, opened), `opened` takes the place of `span` in codes and dot.
+// Here: the types with blocks of 32, and the floats. formats_k-inl.h has the K-quants, formats_iq-inl.h the IQ types.
+// To add a format: its block in quant/blocks.h, a struct here, a line in table-inl.h.
 #pragma once
 
 #include "quant/blocks.h"
+#include "quant/grids.h"
 
 namespace moespan {
 namespace {
@@ -29,6 +34,36 @@ inline typename Ops::HalfPairs block_halves(const uint8_t* span, int count) {
     if (count == kSpanSubs) return Ops::template gather_halves<block_bytes>(span, kSpanSubs);
     return Ops::template gather_halves<block_bytes>(span, count);
 }
+
+inline uint32_t load_word(const void* p) {
+    uint32_t word;
+    memcpy(&word, p, sizeof(word));
+    return word;
+}
+
+// The 8 bytes as floats.
+template <class Ops>
+inline typename Ops::V8::Reg from_bytes(uint64_t bytes) {
+    return Ops::from_u8((const uint8_t*)&bytes);
+}
+
+// What Format::codes reads: the span, or what the format makes of it.
+template <class Format>
+struct OpenedSpan {
+    using Type = const uint8_t*;
+    static void open(const uint8_t* span, Type& opened) { opened = span; }
+};
+
+template <class Format>
+    requires requires { typename Format::Opened; }
+struct OpenedSpan<Format> {
+    using Type = typename Format::Opened;
+    static void open(const uint8_t* span, Type& opened) {
+        Format::open(span, opened);
+        // What vectors wrote is read as single numbers: from memory, which is cheaper than taking them out of registers as compilers would.
+        __asm__("" : "+m"(opened));
+    }
+};
 
 template <class Ops>
 struct Q4_0 {
@@ -111,64 +146,38 @@ struct Q8_0 {
     }
 };
 
-// The scales of Q4_K and Q5_K: 6 bits each for scale and minimum, packed as blocks.h says.
-template <class Ops, class Block>
-inline Scales<Ops, 32> packed_scales(const Block& block) {
-    uint32_t packed[3], scale[2], min[2];
-    memcpy(packed, block.scales, sizeof(packed));
-    scale[0] = packed[0] & 0x3f3f3f3f;
-    scale[1] = (packed[2] & 0x0f0f0f0f) | (packed[0] >> 2 & 0x30303030);
-    min[0] = packed[1] & 0x3f3f3f3f;
-    min[1] = (packed[2] >> 4 & 0x0f0f0f0f) | (packed[1] >> 2 & 0x30303030);
-    using V8 = typename Ops::V8;
-    return {{V8::mul(Ops::from_u8((const uint8_t*)scale), V8::broadcast(Ops::half(block.d)))},
-            {V8::mul(Ops::from_u8((const uint8_t*)min), V8::broadcast(-Ops::half(block.dmin)))}};
-}
-
+// d * values[nibble] for a block of 32.
 template <class Ops>
-struct Q4_K {
-    using Block = BlockQ4_K;
-    static constexpr uint32_t kType = kQ4_K;
-    static constexpr int kBlock = 256, kGroup = 32, kMaxCode = 15;
-    static constexpr bool kSigned = false, kOffset = true;
+struct IQ4_NL {
+    using Block = BlockIQ4_NL;
+    static constexpr uint32_t kType = kIQ4_NL;
+    static constexpr int kBlock = 32, kGroup = 32, kMaxCode = 127;
+    static constexpr bool kSigned = true, kOffset = false;
 
-    static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::bits(((const Block*)span)->qs + 32 * (j / 2), 4 * (j % 2), 15); }
-    static Scales<Ops, kGroup> scales(const uint8_t* span, int) { return packed_scales<Ops>(*(const Block*)span); }
+    static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::lookup(Ops::nibbles(((const Block*)span)[j].qs), kValuesIQ4.entries); }
+    static typename Ops::Sums dot_two(const uint8_t* span, int j, const int8_t* x) {
+        return Ops::dot_two_values(((const Block*)span)[j].qs, ((const Block*)span)[j + 1].qs, kValuesIQ4.entries, x);
+    }
+    static Scales<Ops, kGroup> scales(const uint8_t* span, int count) {
+        return {{block_halves<Ops, sizeof(Block)>(span, count).first}, {Ops::V8::zero()}};
+    }
 };
 
 template <class Ops>
-struct Q5_K {
-    using Block = BlockQ5_K;
-    static constexpr uint32_t kType = kQ5_K;
-    static constexpr int kBlock = 256, kGroup = 32, kMaxCode = 31;
-    static constexpr bool kSigned = false, kOffset = true;
+struct MXFP4 {
+    using Block = BlockMXFP4;
+    static constexpr uint32_t kType = kMXFP4;
+    static constexpr int kBlock = 32, kGroup = 32, kMaxCode = 12;
+    static constexpr bool kSigned = true, kOffset = false;
 
-    static typename Ops::Codes codes(const uint8_t* span, int j) {
-        const Block& block = *(const Block*)span;
-        return Ops::or_fifth(Ops::bits(block.qs + 32 * (j / 2), 4 * (j % 2), 15), block.qh, j);
+    static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::lookup(Ops::nibbles(((const Block*)span)[j].qs), kValuesMXFP4.entries); }
+    static typename Ops::Sums dot_two(const uint8_t* span, int j, const int8_t* x) {
+        return Ops::dot_two_values(((const Block*)span)[j].qs, ((const Block*)span)[j + 1].qs, kValuesMXFP4.entries, x);
     }
-    static Scales<Ops, kGroup> scales(const uint8_t* span, int) { return packed_scales<Ops>(*(const Block*)span); }
-};
-
-template <class Ops>
-struct Q6_K {
-    using Block = BlockQ6_K;
-    static constexpr uint32_t kType = kQ6_K;
-    static constexpr int kBlock = 256, kGroup = 16, kMaxCode = 63;
-    static constexpr bool kSigned = false, kOffset = true;
-
-    static typename Ops::Codes codes(const uint8_t* span, int j) {
-        const Block& block = *(const Block*)span;
-        const int half = j / 4, k = j % 4;
-        const auto low = Ops::bits(block.ql + 64 * half + 32 * (k % 2), 4 * (k / 2), 15);
-        return Ops::or_high(low, Ops::bits(block.qh + 32 * half, 2 * k, 3));
-    }
-    static Scales<Ops, kGroup> scales(const uint8_t* span, int) {
-        const Block& block = *(const Block*)span;
-        using V8 = typename Ops::V8;
-        const auto d = V8::broadcast(Ops::half(block.d)), zero_point = V8::broadcast(-32.0f);
-        const auto low = V8::mul(Ops::from_i8(block.scales), d), high = V8::mul(Ops::from_i8(block.scales + 8), d);
-        return {{low, high}, {V8::mul(low, zero_point), V8::mul(high, zero_point)}};
+    static Scales<Ops, kGroup> scales(const uint8_t* span, int count) {
+        constexpr size_t kBytes = sizeof(Block);
+        const auto d = count == kSpanSubs ? Ops::template gather_powers<kBytes>(span, kSpanSubs) : Ops::template gather_powers<kBytes>(span, count);
+        return {{d}, {Ops::V8::zero()}};
     }
 };
 

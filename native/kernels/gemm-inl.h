@@ -43,7 +43,7 @@ struct Panel {
     }
 
     // The codes of sub-block j of each lane's span, which is sub-block `sub` of the row.
-    void put_codes(const uint8_t* const* spans, int j, size_t sub) const {
+    void put_codes(const typename OpenedSpan<Format>::Type* spans, int j, size_t sub) const {
         for (size_t eight = 0; eight < P; eight += 8) {
             typename Ops::Codes rows[8];
             for (size_t r = 0; r < 8; ++r) rows[r] = Format::codes(spans[eight + r], j);
@@ -61,8 +61,12 @@ void unpack_panel(const uint8_t* w, size_t row_bytes, size_t row_count, size_t c
     const size_t subs = cols / kSubBlock;
     for (size_t first = 0; first < subs; first += kSpanSubs) {
         const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
-        for (size_t r = 0; r < P; ++r) panel.put_scales(r, spans[r], first, count);
-        for (int j = 0; j < count; ++j) panel.put_codes(spans, j, first + j);
+        typename OpenedSpan<Format>::Type opened[P];
+        for (size_t r = 0; r < P; ++r) {
+            panel.put_scales(r, spans[r], first, count);
+            OpenedSpan<Format>::open(spans[r], opened[r]);
+        }
+        for (int j = 0; j < count; ++j) panel.put_codes(opened, j, first + j);
         for (size_t r = 0; r < P; ++r) spans[r] += kSpanBytes;
     }
 }

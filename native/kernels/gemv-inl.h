@@ -63,18 +63,27 @@ inline typename Ops::V8::Reg span_scales(const uint8_t* span, const SpanPart& pa
     return offsets;
 }
 
+// The products of sub-block j with 32 codes, in the format's own way if it has one.
+template <class Ops, class Format, class Opened>
+inline typename Ops::Sums dot(const Opened& span, int j, typename Ops::Codes x) {
+    if constexpr (requires { Format::dot(span, j, x); }) {
+        return Format::dot(span, j, x);
+    } else {
+        return Format::kSigned ? Ops::dot_signed(Format::codes(span, j), x) : Ops::dot_unsigned(Format::codes(span, j), x);
+    }
+}
+
 // dots + scale * (codes of sub-block j . x), eighth by eighth of the codes.
-template <class Ops, class Format>
-inline typename Ops::V8::Reg add_sub_block(const uint8_t* span, int j, const int8_t* x, const float* scales, typename Ops::V8::Reg dots) {
+template <class Ops, class Format, class Opened>
+inline typename Ops::V8::Reg add_sub_block(const Opened& span, int j, const int8_t* x, const float* scales, typename Ops::V8::Reg dots) {
     using V8 = typename Ops::V8;
-    const auto w = Format::codes(span, j), codes = Ops::load_codes(x);
-    const auto products = Ops::to_float(Format::kSigned ? Ops::dot_signed(w, codes) : Ops::dot_unsigned(w, codes));
+    const auto products = Ops::to_float(dot<Ops, Format>(span, j, Ops::load_codes(x)));
     return V8::fma(Format::kGroup == kSubBlock ? V8::broadcast(scales[j]) : Ops::pair(scales + 2 * j), products, dots);
 }
 
 // The same for sub-blocks j and j + 1 in one go, where the format knows how.
-template <class Ops, class Format>
-inline typename Ops::V8::Reg add_two(const uint8_t* span, int j, const int8_t* x, const float* scales, typename Ops::V8::Reg dots) {
+template <class Ops, class Format, class Opened>
+inline typename Ops::V8::Reg add_two(const Opened& span, int j, const int8_t* x, const float* scales, typename Ops::V8::Reg dots) {
     if constexpr (requires { Format::dot_two(span, j, x); }) {
         return Ops::V8::fma(Ops::pair(scales + j), Ops::to_float(Format::dot_two(span, j, x)), dots);
     } else {
@@ -89,41 +98,53 @@ constexpr size_t kStretch = 8 * kSpanSubs;
 
 template <class Ops, class Format>
 struct Stretch {
-    using V8 = typename Ops::V8;
-    using Reg = typename V8::Reg;
     static constexpr size_t kSpanBytes = sizeof(typename Format::Block) * (kSpan / Format::kBlock);
-    static constexpr size_t kGroupsPerSub = kSubBlock / Format::kGroup;
-    float scales[kStretch * kGroupsPerSub];  // of each group, the weights' times the activations'
+    float scales[kStretch * kSubBlock / Format::kGroup];  // of each group, the weights' times the activations'
 
-    // Fills scales from the row's blocks at w (and x's at index `at`), adds the offset part to `offsets`, and fetches what lies `ahead`.
-    Reg prepare(const uint8_t* w, size_t ahead, size_t first, size_t last, const Tokens& x, size_t at, Reg offsets) {
-        for (size_t sub = first; sub < last; sub += kSpanSubs) {
-            const SpanPart part = span_part(first, sub, last);
-            const size_t from = part.sub - first;
-            const uint8_t* span = w + from * kSpanBytes / kSpanSubs;
-            for (size_t byte = 0; byte < kSpanBytes; byte += 64) Ops::prefetch(span + ahead + byte);
-            offsets = span_scales<Ops, Format>(span, part, x, at + from, scales + from * kGroupsPerSub, offsets);
-        }
-        return offsets;
-    }
 };
+
+// Fills the scales of R rows from their blocks at w (and x's at index `at`), adds the offset parts to `offsets`, and fetches what lies `ahead`.
+template <class Ops, class Format, int R>
+inline void prepare(const uint8_t* w, size_t row_bytes, size_t ahead, size_t first, size_t last, const Tokens& x, size_t at, Stretch<Ops, Format>* rows,
+                    typename Ops::V8::Reg* offsets) {
+    constexpr size_t kSpanBytes = Stretch<Ops, Format>::kSpanBytes, kGroupsPerSub = kSubBlock / Format::kGroup;
+    const auto add_part = [&](const SpanPart& part) {
+        const size_t from = part.sub - first;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* span = w + r * row_bytes + from * kSpanBytes / kSpanSubs;
+            for (size_t byte = 0; byte < kSpanBytes; byte += 64) Ops::prefetch(span + ahead + byte);
+            offsets[r] = span_scales<Ops, Format>(span, part, x, at + from, rows[r].scales + from * kGroupsPerSub, offsets[r]);
+        }
+    };
+    size_t sub = first;
+    for (; sub + kSpanSubs <= last; sub += kSpanSubs) add_part({sub, kSpanSubs, 0});
+    if (Format::kBlock < kSpan && sub < last) add_part(span_part(first, sub, last));
+}
 
 // dots[r] + the stretch's integer products, for R rows; x stands at the stretch's first code.
 template <class Ops, class Format, int R>
 inline void stretch_dots(const uint8_t* w, size_t row_bytes, const Stretch<Ops, Format>* rows, size_t count, const int8_t* x, typename Ops::V8::Reg* dots) {
     constexpr size_t kSpanBytes = Stretch<Ops, Format>::kSpanBytes;
+    typename OpenedSpan<Format>::Type spans[R];
+    const auto open = [&] {
+        for (int r = 0; r < R; ++r) OpenedSpan<Format>::open(w + r * row_bytes, spans[r]);
+    };
     const auto two = [&](int j, size_t at) {
-        for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(w + r * row_bytes, j, x + j * kSubBlock, rows[r].scales + at, dots[r]);
+        for (int r = 0; r < R; ++r) dots[r] = add_two<Ops, Format>(spans[r], j, x + j * kSubBlock, rows[r].scales + at, dots[r]);
     };
     size_t sub = 0, at = 0;
     for (; sub + kSpanSubs <= count; sub += kSpanSubs, at += kSpan / Format::kGroup, w += kSpanBytes, x += kSpan) {
+        open();
 #pragma GCC unroll 4
         for (int j = 0; j < kSpanSubs; j += 2) two(j, at);
     }
+    if (sub == count) return;
+    open();
     int j = 0;
     for (; sub + j + 2 <= count; j += 2) two(j, at);
     if (sub + j == count) return;
-    for (int r = 0; r < R; ++r) dots[r] = add_sub_block<Ops, Format>(w + r * row_bytes, j, x + j * kSubBlock, rows[r].scales + at, dots[r]);
+    for (int r = 0; r < R; ++r) dots[r] = add_sub_block<Ops, Format>(spans[r], j, x + j * kSubBlock, rows[r].scales + at, dots[r]);
 }
 
 // R rows times token t. `ahead` is how far behind them in memory the rows lie that are fetched meanwhile.
@@ -137,7 +158,7 @@ inline void gemv_tile(const uint8_t* w, size_t row_bytes, size_t ahead, const To
     for (size_t first = 0; first < subs; first += kStretch) {
         const size_t last = subs - first < kStretch ? subs : first + kStretch, at = t * subs + first;
         Stretch<Ops, Format> rows[R];
-        for (int r = 0; r < R; ++r) offsets[r] = rows[r].prepare(w + r * row_bytes, ahead, first, last, x, at, offsets[r]);
+        prepare<Ops, Format, R>(w, row_bytes, ahead, first, last, x, at, rows, offsets);
         stretch_dots<Ops, Format, R>(w, row_bytes, rows, last - first, x.codes + at * kSubBlock, dots);
         w += kStretch / kSpanSubs * Stretch<Ops, Format>::kSpanBytes;
     }
@@ -198,8 +219,7 @@ inline void gemv_rows(const Rows& rows, const Tokens& x, const Outputs& out, Til
 
 template <class Ops, class Format>
 void gemv(const Rows& rows, const Tokens& x, const Outputs& out) {
-    constexpr int kRows = Format::kGroup == kSubBlock ? 4 : 2;  // more of the wider scales would not stay in registers
-    gemv_rows<kRows>(rows, x, out, gemv_tile<Ops, Format, kRows>, gemv_tile<Ops, Format, 1>);
+    gemv_rows<4>(rows, x, out, gemv_tile<Ops, Format, 4>, gemv_tile<Ops, Format, 1>);
 }
 
 template <class Ops, class Format>

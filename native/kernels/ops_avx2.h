@@ -2,6 +2,7 @@
 #pragma once
 
 #include "quant/blocks.h"
+#include "quant/grids.h"
 #include "vec_avx2.h"
 
 namespace moespan {
@@ -26,16 +27,75 @@ struct OpsAvx2 : VecAvx2 {
         return _mm256_and_si256(both, _mm256_set1_epi8(15));
     }
     static Codes five_bits(const FiveBits& q) {
-        const __m256i eighths = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-        return _mm256_or_si256(nibbles(q.qs), sixteens(_mm256_shuffle_epi8(_mm256_set1_epi32(load32(q.qh)), eighths)));
+        return _mm256_or_si256(nibbles(q.qs), _mm256_and_si256(bytes_with_bits((uint32_t)load32(q.qh)), _mm256_set1_epi8(16)));
     }
     static Codes bits(const uint8_t* p, int shift, uint8_t mask) {
         return _mm256_and_si256(_mm256_srli_epi16(load_codes(p), shift), _mm256_set1_epi8((char)mask));
     }
     static Codes or_high(Codes low, Codes high) { return _mm256_or_si256(low, _mm256_slli_epi16(high, 4)); }
-    static Codes or_fifth(Codes low, const uint8_t* p, int bit) {
-        const __m256i bytes = load_codes(p), in_place = bit < 4 ? _mm256_slli_epi16(bytes, 4 - bit) : _mm256_srli_epi16(bytes, bit - 4);
-        return _mm256_or_si256(low, _mm256_and_si256(in_place, _mm256_set1_epi8(16)));
+    template <int to>
+    static Codes or_bit(Codes low, const uint8_t* p, int from) {
+        const __m256i bytes = load_codes(p), in_place = from < to ? _mm256_slli_epi16(bytes, to - from) : _mm256_srli_epi16(bytes, from - to);
+        return _mm256_or_si256(low, _mm256_and_si256(in_place, _mm256_set1_epi8(1 << to)));
+    }
+    static Codes lookup(Codes c, const int8_t* values) {
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)values)), c);
+    }
+
+    template <size_t stride>
+    static void load_words(const uint8_t* p, uint32_t* words) {
+        static_assert(stride == 4 || stride == 8);
+        if (stride == 4) return store_codes(words, load_codes(p));
+        // Each word and the four bytes before it, so as not to read behind the last: words 0 1 4 5 2 3 6 7.
+        const __m256 first = _mm256_loadu_ps((const float*)(p - 4)), second = _mm256_loadu_ps((const float*)(p + 28));
+        const __m256i mixed = _mm256_castps_si256(_mm256_shuffle_ps(first, second, 0xdd));
+        store_codes(words, _mm256_permute4x64_epi64(mixed, 0xd8));
+    }
+    // In lanes of 16 bits: each pick's unit is moved up so that its field begins at kTop, which is where the highest field of a unit lies, or 8.
+    template <PickBits place>
+    static void join_picks(const uint8_t* low, const uint8_t* high, uint16_t* picks) {
+        constexpr int kHighest = place.stride * (place.picks - 1), kTop = kHighest < 8 ? 8 : kHighest;
+        struct alignas(32) Lanes {
+            uint8_t source[32];
+            uint16_t factor[16];
+        };
+        static constexpr Lanes kLanesOf = [] {
+            Lanes lanes{};
+            for (int i = 0; i < 16; ++i) {
+                lanes.source[2 * i] = (uint8_t)(i / place.picks * place.unit_bytes);
+                lanes.source[2 * i + 1] = place.unit_bytes == 2 ? (uint8_t)(lanes.source[2 * i] + 1) : 0x80;
+                lanes.factor[i] = (uint16_t)(1 << (kTop - place.stride * (i % place.picks)));
+            }
+            return lanes;
+        }();
+        int64_t units = 0;
+        memcpy(&units, high, 16 / place.picks * place.unit_bytes);
+        const __m256i in_lanes = _mm256_shuffle_epi8(_mm256_set1_epi64x(units), load_codes(kLanesOf.source));
+        const __m256i moved = _mm256_and_si256(_mm256_mullo_epi16(in_lanes, load_codes(kLanesOf.factor)), _mm256_set1_epi16(((1 << place.bits) - 1) << kTop));
+        const __m256i low_bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)low));
+        store_codes(picks, _mm256_or_si256(low_bytes, kTop == 8 ? moved : _mm256_srli_epi16(moved, kTop - 8)));
+    }
+    template <class Pick>
+    static Codes pick(const uint64_t* grid, const Pick* p) {
+        const auto two = [=](int i) {
+            const __m128i first = _mm_loadl_epi64((const __m128i*)(grid + p[i]));
+            return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(first), (const __m64*)(grid + p[i + 1])));
+        };
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(two(0)), two(2), 1);
+    }
+    template <class Pick>
+    static Codes pick(const uint32_t* grid, const Pick* p) {
+        const auto four = [=](int i) { return _mm_setr_epi32((int)grid[p[i]], (int)grid[p[i + 1]], (int)grid[p[i + 2]], (int)grid[p[i + 3]]); };
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+    }
+    static Codes negate(Codes c, uint32_t bits) {
+        const __m256i negative = bytes_with_bits(bits);
+        return _mm256_sub_epi8(_mm256_xor_si256(c, negative), negative);
+    }
+    static Codes add_to_eights(Codes c, const uint8_t* addends) {
+        const __m256i eighths = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(load32(addends)));
+        const __m256i first_of_eight = _mm256_setr_epi64x(0, 0x0808080808080808, 0, 0x0808080808080808);
+        return _mm256_add_epi8(c, _mm256_shuffle_epi8(eighths, first_of_eight));
     }
 
     struct HalfPairs {
@@ -52,7 +112,25 @@ struct OpsAvx2 : VecAvx2 {
         const __m256 b = _mm256_cvtph_ps(_mm_setr_epi32(at(2), at(3), at(6), at(7)));  // of blocks 2 3 | 6 7
         return {_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)};
     }
+    template <size_t stride>
+    static __m256 gather_powers(const uint8_t* p, int count) {
+        const auto at = [=](int i) { return i < count ? (int)p[i * stride] : -1; };  // a shift by -1 gives 0
+        const __m256i e = _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
+        const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+        const __m256i below = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+        return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, below, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+    }
     static __m256 from_u8(const uint8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+    template <int shift>
+    static __m256 from_byte_fields(const uint8_t* p) {
+        const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+        return _mm256_cvtepi32_ps(shift == 4 ? _mm256_srli_epi32(bytes, 4) : _mm256_and_si256(bytes, _mm256_set1_epi32(15)));
+    }
+    template <int bits>
+    static __m256 from_fields(uint32_t word) {
+        const __m256i shifts = _mm256_setr_epi32(0, bits, 2 * bits, 3 * bits, 4 * bits, 5 * bits, 6 * bits, 7 * bits);
+        return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)word), shifts), _mm256_set1_epi32((1 << bits) - 1)));
+    }
     static __m256 from_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
     static __m256 twice_low(__m256 v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)); }
     static __m256 twice_high(__m256 v) { return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)); }
@@ -68,6 +146,11 @@ struct OpsAvx2 : VecAvx2 {
     // The 16-bit sums of low and high nibbles are added before they are widened.
     static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
         return dot_halves(two_nibbles(a, b), regroup(x));
+    }
+    // Codes of up to 127: two products fill 16 bits.
+    static Sums dot_two_values(const uint8_t* a, const uint8_t* b, const int8_t* values, const int8_t* x) {
+        const Halves packed = two_nibbles(a, b), codes = regroup(x);
+        return _mm256_add_epi32(dot_signed(lookup(packed.low, values), codes.low), dot_signed(lookup(packed.high, values), codes.high));
     }
     static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) {
         // Their first four bytes are wanted; to broadcast those here would be two shuffles more, and shuffles are what this waits for.
@@ -117,7 +200,7 @@ struct OpsAvx2 : VecAvx2 {
                     memcpy(&four, x[t] + 4 * s, sizeof(four));
                     const __m256i input = _mm256_set1_epi32(four);
                     const __m256i product = _mm256_maddubs_epi16(weight, kSigned ? _mm256_sign_epi8(input, codes) : input);
-                    chain[t] = s == i ? product : _mm256_add_epi16(chain[t], product);
+                    chain[t] = s == i ? product : in_order(_mm256_add_epi16(chain[t], product));
                 }
             }
             for (int t = 0; t < T; ++t) {
@@ -126,6 +209,45 @@ struct OpsAvx2 : VecAvx2 {
             }
         }
         for (int t = 0; t < T; ++t) out[t] = to_float(sums[t]);
+    }
+
+    // gcc knows that whole numbers may be added in any order, and would keep all products of a chain on the stack to add them as a tree.
+    static __m256i in_order(__m256i sum) {
+        __asm__("" : "+x"(sum));
+        return sum;
+    }
+
+    using Step = __m256i;
+    static constexpr int kStripTokens = 4;
+    static Step load_step(const uint8_t* p) { return load_codes(p); }
+    static void store_step(uint8_t* p, Step s) { store_codes(p, s); }
+    template <int shift, int mask>
+    static Step field(Step s) {
+        const Step shifted = shift < 0 ? _mm256_slli_epi16(s, shift < 0 ? -shift : 0) : _mm256_srli_epi16(s, shift < 0 ? 0 : shift);
+        return _mm256_and_si256(shift == 0 ? s : shifted, _mm256_set1_epi8((char)mask));
+    }
+    static Step or_step(Step a, Step b) { return _mm256_or_si256(a, b); }
+    static Reg lanes_u8(const uint8_t* p) { return from_u8(p); }
+    static Reg lanes_i8(const int8_t* p) { return from_i8(p); }
+    template <int steps, bool kSigned, int kMax>
+    static Reg dot_steps(const Step* w, const int8_t* x) {
+        constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMax);  // as in dot_panel
+        constexpr int kChain = kFit < 1 ? 1 : kFit < steps ? kFit : steps;
+        __m256i sum;
+        for (int i = 0; i < steps; i += kChain) {
+            __m256i chain;
+            for (int s = i; s < i + kChain && s < steps; ++s) {
+                int32_t four;
+                memcpy(&four, x + 4 * s, sizeof(four));
+                const __m256i input = _mm256_set1_epi32(four);
+                const __m256i product =
+                    kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(w[s]), _mm256_sign_epi8(input, w[s])) : _mm256_maddubs_epi16(w[s], input);
+                chain = s == i ? product : in_order(_mm256_add_epi16(chain, product));
+            }
+            const __m256i wide = _mm256_madd_epi16(chain, _mm256_set1_epi16(1));
+            sum = i == 0 ? wide : _mm256_add_epi32(sum, wide);
+        }
+        return to_float(sum);
     }
 
     static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
@@ -169,11 +291,18 @@ struct OpsAvx2 : VecAvx2 {
         memcpy(&bits, p, sizeof(bits));
         return bits;
     }
-    // Byte i: 16 where it has bit i % 8.
-    static __m256i sixteens(__m256i bytes) {
+    // Byte i: all ones where it has bit i % 8.
+    static __m256i spread_bits(__m256i bytes) {
         const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
-        return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), _mm256_set1_epi8(16));
+        return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
     }
+    // Byte i: all ones where bit i is set.
+    static __m256i bytes_with_bits(uint32_t bits) {
+        const __m256i eighths = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+        return spread_bits(_mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), eighths));
+    }
+    // Byte i: 16 where it has bit i % 8.
+    static __m256i sixteens(__m256i bytes) { return _mm256_and_si256(spread_bits(bytes), _mm256_set1_epi8(16)); }
     static int32_t sum_lanes(__m256i v) {
         const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
         const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));

@@ -5,6 +5,7 @@
 
 #include "ops_avx2.h"
 #include "quant/blocks.h"
+#include "quant/grids.h"
 #include "vec_avx512.h"
 
 namespace moespan {
@@ -28,16 +29,45 @@ struct OpsAvx512 : VecAvx512 {
     static Codes five_bits(const FiveBits& q) { return add_sixteens(nibbles(q.qs), load32(q.qh)); }
     static Codes bits(const uint8_t* p, int shift, uint8_t mask) { return Narrow::bits(p, shift, mask); }
     static Codes or_high(Codes low, Codes high) { return Narrow::or_high(low, high); }
-    static Codes or_fifth(Codes low, const uint8_t* p, int bit) {
-        return add_sixteens(low, _mm256_test_epi8_mask(load_codes(p), _mm256_set1_epi8((char)(1 << bit))));
+    template <int to>
+    static Codes or_bit(Codes low, const uint8_t* p, int from) {
+        return _mm256_mask_add_epi8(low, _mm256_test_epi8_mask(load_codes(p), _mm256_set1_epi8((char)(1 << from))), low, _mm256_set1_epi8(1 << to));
     }
+    static Codes lookup(Codes c, const int8_t* values) { return Narrow::lookup(c, values); }
+
+    template <size_t stride>
+    static void load_words(const uint8_t* p, uint32_t* words) {
+        Narrow::load_words<stride>(p, words);
+    }
+    template <PickBits place>
+    static void join_picks(const uint8_t* low, const uint8_t* high, uint16_t* picks) {
+        Narrow::join_picks<place>(low, high, picks);
+    }
+    template <class Entry, class Pick>
+    static Codes pick(const Entry* grid, const Pick* picks) {
+        return Narrow::pick(grid, picks);
+    }
+    static Codes negate(Codes c, uint32_t bits) { return _mm256_mask_sub_epi8(c, bits, _mm256_setzero_si256(), c); }
+    static Codes add_to_eights(Codes c, const uint8_t* addends) { return Narrow::add_to_eights(c, addends); }
 
     using HalfPairs = Narrow::HalfPairs;
     template <size_t stride>
     static HalfPairs gather_halves(const uint8_t* p, int count) {
         return Narrow::gather_halves<stride>(p, count);
     }
+    template <size_t stride>
+    static __m256 gather_powers(const uint8_t* p, int count) {
+        return Narrow::gather_powers<stride>(p, count);
+    }
     static __m256 from_u8(const uint8_t* p) { return Narrow::from_u8(p); }
+    template <int shift>
+    static __m256 from_byte_fields(const uint8_t* p) {
+        return Narrow::from_byte_fields<shift>(p);
+    }
+    template <int bits>
+    static __m256 from_fields(uint32_t word) {
+        return Narrow::from_fields<bits>(word);
+    }
     static __m256 from_i8(const int8_t* p) { return Narrow::from_i8(p); }
     static __m256 twice_low(__m256 v) { return Narrow::twice_low(v); }
     static __m256 twice_high(__m256 v) { return Narrow::twice_high(v); }
@@ -49,6 +79,12 @@ struct OpsAvx512 : VecAvx512 {
     static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
         const Narrow::Halves w = Narrow::two_nibbles(a, b), codes = Narrow::regroup(x);
         return _mm256_dpbusd_epi32(dot_unsigned(w.low, codes.low), w.high, codes.high);
+    }
+    static Sums dot_two_values(const uint8_t* a, const uint8_t* b, const int8_t* values, const int8_t* x) {
+        const Narrow::Halves packed = Narrow::two_nibbles(a, b), codes = Narrow::regroup(x);
+        const Codes low = lookup(packed.low, values), high = lookup(packed.high, values);
+        const Sums sums = dot_signed(low, codes.low);
+        return _mm256_dpbusd_epi32(sums, _mm256_abs_epi8(high), _mm256_sign_epi8(codes.high, high));
     }
     static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) {
         const Narrow::Halves w = Narrow::two_nibbles(a.qs, b.qs), codes = Narrow::regroup(x);
@@ -79,6 +115,36 @@ struct OpsAvx512 : VecAvx512 {
             }
         }
         for (int t = 0; t < T; ++t) out[t] = _mm512_cvtepi32_ps(sums[t]);
+    }
+
+    using Step = __m512i;
+    static constexpr int kStripTokens = 8;
+    static Step load_step(const uint8_t* p) { return _mm512_loadu_si512(p); }
+    static void store_step(uint8_t* p, Step s) { _mm512_storeu_si512(p, s); }
+    template <int shift, int mask>
+    static Step field(Step s) {
+        const Step shifted = shift < 0 ? _mm512_slli_epi16(s, shift < 0 ? -shift : 0) : _mm512_srli_epi16(s, shift < 0 ? 0 : shift);
+        return _mm512_and_si512(shift == 0 ? s : shifted, _mm512_set1_epi8((char)mask));
+    }
+    static Step or_step(Step a, Step b) { return _mm512_or_si512(a, b); }
+    static Reg lanes_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+    static Reg lanes_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+    template <int steps, bool kSigned, int kMax>
+    static Reg dot_steps(const Step* w, const int8_t* x) {
+        __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};  // two chains hide the latency of dpbusd
+#pragma GCC unroll 8
+        for (int s = 0; s < steps; ++s) {
+            int32_t four;
+            memcpy(&four, x + 4 * s, sizeof(four));
+            const __m512i input = _mm512_set1_epi32(four);
+            if (kSigned) {
+                const __m512i signed_input = _mm512_mask_sub_epi8(input, _mm512_movepi8_mask(w[s]), _mm512_setzero_si512(), input);
+                sums[s % 2] = _mm512_dpbusd_epi32(sums[s % 2], _mm512_abs_epi8(w[s]), signed_input);
+            } else {
+                sums[s % 2] = _mm512_dpbusd_epi32(sums[s % 2], w[s], input);
+            }
+        }
+        return _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
     }
 
     static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {

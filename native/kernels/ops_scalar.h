@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "quant/blocks.h"
+#include "quant/grids.h"
 #include "vec_scalar.h"
 
 namespace moespan {
@@ -64,10 +65,49 @@ struct OpsScalar : VecScalar {
         return low;
     }
 
-    // low with 16 more where the byte of p has that bit.
-    static Codes or_fifth(Codes low, const uint8_t* p, int bit) {
-        for (int i = 0; i < 32; ++i) low.byte[i] |= (uint8_t)((p[i] >> bit & 1) << 4);
+    // low with bit `to` set where the byte of p has bit `from`.
+    template <int to>
+    static Codes or_bit(Codes low, const uint8_t* p, int from) {
+        for (int i = 0; i < 32; ++i) low.byte[i] |= (uint8_t)((p[i] >> from & 1) << to);
         return low;
+    }
+    // values[code] of codes below 16.
+    static Codes lookup(Codes c, const int8_t* values) {
+        for (uint8_t& code : c.byte) code = (uint8_t)values[code];
+        return c;
+    }
+
+    // --- codes from a grid (quant/grids.h) ---
+    // 8 words, `stride` bytes apart.
+    template <size_t stride>
+    static void load_words(const uint8_t* p, uint32_t* words) {
+        for (int i = 0; i < 8; ++i) memcpy(words + i, p + i * stride, sizeof(words[i]));
+    }
+    // 16 picks: their low bytes, with the bits of `high` on top.
+    template <PickBits place>
+    static void join_picks(const uint8_t* low, const uint8_t* high, uint16_t* picks) {
+        for (int i = 0; i < 16; ++i) {
+            uint16_t unit = 0;
+            memcpy(&unit, high + i / place.picks * place.unit_bytes, place.unit_bytes);
+            picks[i] = (uint16_t)(low[i] | (unit >> i % place.picks * place.stride & ((1 << place.bits) - 1)) << 8);
+        }
+    }
+    // 32 codes: the entries that four (or eight) picks name, one behind the other.
+    template <class Entry, class Pick>
+    static Codes pick(const Entry* grid, const Pick* picks) {
+        Codes c;
+        for (size_t i = 0; i < 32 / sizeof(Entry); ++i) memcpy(c.byte + i * sizeof(Entry), grid + picks[i], sizeof(Entry));
+        return c;
+    }
+    // -code where bit i is set.
+    static Codes negate(Codes c, uint32_t bits) {
+        for (int i = 0; i < 32; ++i) c.byte[i] = (uint8_t)((bits >> i & 1) ? -c.byte[i] : c.byte[i]);
+        return c;
+    }
+    // addends[i / 8] added to code i.
+    static Codes add_to_eights(Codes c, const uint8_t* addends) {
+        for (int i = 0; i < 32; ++i) c.byte[i] += addends[i / 8];
+        return c;
     }
 
     // --- scales of a span ---
@@ -84,8 +124,26 @@ struct OpsScalar : VecScalar {
         };
         return {V8::each([=](int i) { return at(i, 0); }), V8::each([=](int i) { return at(i, 1); })};
     }
+    // 2^(e - 128) of the byte e at p, at p + stride, ...: as gather_halves.
+    template <size_t stride>
+    static V8::Reg gather_powers(const uint8_t* p, int count) {
+        return V8::each([=](int i) {
+            const uint32_t e = i < count ? p[i * stride] : 0;
+            return i < count ? bits_to_float(e < 2 ? 0x00200000u << e : (e - 1) << 23) : 0.0f;
+        });
+    }
     static V8::Reg from_u8(const uint8_t* p) { return V8::each([=](int i) { return (float)p[i]; }); }
     static V8::Reg from_i8(const int8_t* p) { return V8::each([=](int i) { return (float)p[i]; }); }
+    // Four bits of each of 8 bytes.
+    template <int shift>
+    static V8::Reg from_byte_fields(const uint8_t* p) {
+        return V8::each([=](int i) { return (float)(p[i] >> shift & 15); });
+    }
+    // The eight fields of so many bits, the lowest first.
+    template <int bits>
+    static V8::Reg from_fields(uint32_t word) {
+        return V8::each([=](int i) { return (float)(word >> bits * i & ((1 << bits) - 1)); });
+    }
     // (v0 v0 v1 v1 v2 v2 v3 v3) and (v4 v4 ... v7 v7): a scale of each 32 values for each 16.
     static V8::Reg twice_low(V8::Reg v) { return V8::each([=](int i) { return v.lane[i / 2]; }); }
     static V8::Reg twice_high(V8::Reg v) { return V8::each([=](int i) { return v.lane[4 + i / 2]; }); }
@@ -106,10 +164,14 @@ struct OpsScalar : VecScalar {
     // Two blocks of 32 codes times x's 64: lanes 0..3 belong to block a, lanes 4..7 to block b.
     static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) { return dot_two(nibbles(a), nibbles(b), x); }
     static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) { return dot_two(five_bits(a), five_bits(b), x); }
+    static Sums dot_two_values(const uint8_t* a, const uint8_t* b, const int8_t* values, const int8_t* x) {
+        return dot_two<int8_t>(lookup(nibbles(a), values), lookup(nibbles(b), values), x);
+    }
+    template <class Code = uint8_t>
     static Sums dot_two(Codes a, Codes b, const int8_t* x) {
         const Codes w[2] = {a, b};
         Sums s = {};
-        for (int i = 0; i < 64; ++i) s.lane[i / 32 * 4 + i % 4] += (int)w[i / 32].byte[i % 32] * x[i];
+        for (int i = 0; i < 64; ++i) s.lane[i / 32 * 4 + i % 4] += (int)(Code)w[i / 32].byte[i % 32] * x[i];
         return s;
     }
     static V8::Reg to_float(Sums s) { return V8::each([&](int i) { return (float)s.lane[i]; }); }
@@ -136,6 +198,42 @@ struct OpsScalar : VecScalar {
                 return (float)sum;
             });
         }
+    }
+
+    // --- tile order (tiles-inl.h): steps of kLanes rows x 4 codes ---
+    static constexpr int kStripTokens = 4;  // tokens that gemv works on at once
+    struct Step {
+        uint8_t byte[4 * kLanes];
+    };
+    static Step load_step(const uint8_t* p) {
+        Step s;
+        memcpy(s.byte, p, sizeof(s.byte));
+        return s;
+    }
+    static void store_step(uint8_t* p, Step s) { memcpy(p, s.byte, sizeof(s.byte)); }
+    // (byte >> shift) & mask; a negative shift goes left.
+    template <int shift, int mask>
+    static Step field(Step s) {
+        for (uint8_t& b : s.byte) b = (uint8_t)((shift < 0 ? b << (shift < 0 ? -shift : 0) : b >> (shift < 0 ? 0 : shift)) & mask);
+        return s;
+    }
+    static Step or_step(Step a, Step b) {
+        for (int i = 0; i < 4 * kLanes; ++i) a.byte[i] |= b.byte[i];
+        return a;
+    }
+    static Reg lanes_u8(const uint8_t* p) { return each([=](int i) { return (float)p[i]; }); }
+    static Reg lanes_i8(const int8_t* p) { return each([=](int i) { return (float)p[i]; }); }
+    // As dot_panel, of steps in registers and one token.
+    template <int steps, bool kSigned, int kMax>
+    static Reg dot_steps(const Step* w, const int8_t* x) {
+        return each([=](int r) {
+            int32_t sum = 0;
+            for (int i = 0; i < 4 * steps; ++i) {
+                const uint8_t code = w[i / 4].byte[4 * r + i % 4];
+                sum += (kSigned ? (int)(int8_t)code : (int)code) * x[i];
+            }
+            return (float)sum;
+        });
     }
 
     // --- activations to int8 ---

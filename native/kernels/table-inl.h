@@ -5,6 +5,8 @@
 #include "attention-inl.h"
 #include "dequantize-inl.h"
 #include "formats-inl.h"
+#include "formats_iq-inl.h"
+#include "formats_k-inl.h"
 #include "gemm-inl.h"
 #include "gemv-inl.h"
 #include "isa/kernels.h"
@@ -12,6 +14,9 @@
 #include "latent-inl.h"
 #include "norm-inl.h"
 #include "rope-inl.h"
+#include "sweep-inl.h"
+#include "strips-inl.h"
+#include "tiles_k-inl.h"
 
 namespace moespan {
 namespace {
@@ -19,23 +24,34 @@ namespace {
 template <class Ops, class Format>
 constexpr FormatKernels quantised() {
     return {Format::kType, Format::kBlock, sizeof(typename Format::Block), false, 4,
-            gemv<Ops, Format>, gemm<Ops, Format>, Panel<Ops, Format>::bytes, dequantize<Ops, Format>};
+            gemv<Ops, Format>, gemm<Ops, Format>, Panel<Ops, Format>::bytes, dequantize<Ops, Format>, {}};
 }
 
 template <class Ops, class Format>
 constexpr FormatKernels floating() {
     return {Format::kType, 1, sizeof(typename Format::Element), true, 16,
-            gemv_float<Ops, Format>, gemm_float<Ops, Format>, float_panel_bytes<Ops>, dequantize_float<Ops, Format>};
+            gemv_float<Ops, Format>, gemm_float<Ops, Format>, float_panel_bytes<Ops>, dequantize_float<Ops, Format>, {}};
+}
+
+// A format in both orders.
+template <class Ops, class Tiles>
+constexpr FormatKernels tiled() {
+    FormatKernels both = quantised<Ops, typename Tiles::RowOrder>();
+    both.tiles = {8, strip_bytes<Tiles>, pack_strip<Ops, Tiles>, gemv_strips<Ops, Tiles>, gemm_strips<Ops, Tiles>};
+    return both;
 }
 
 template <class Ops>
 constexpr FormatKernels kFormats[] = {
     floating<Ops, F32<Ops>>(), floating<Ops, F16<Ops>>(), floating<Ops, BF16<Ops>>(),
-    quantised<Ops, Q4_0<Ops>>(), quantised<Ops, Q4_1<Ops>>(), quantised<Ops, Q5_0<Ops>>(), quantised<Ops, Q5_1<Ops>>(), quantised<Ops, Q8_0<Ops>>(),
-    quantised<Ops, Q4_K<Ops>>(), quantised<Ops, Q5_K<Ops>>(), quantised<Ops, Q6_K<Ops>>(),
+    tiled<Ops, Q4_0Tiles<Ops>>(), tiled<Ops, Q4_1Tiles<Ops>>(), tiled<Ops, Q5_0Tiles<Ops>>(), tiled<Ops, Q5_1Tiles<Ops>>(), tiled<Ops, Q8_0Tiles<Ops>>(),
+    tiled<Ops, Q4_KTiles<Ops>>(), tiled<Ops, Q5_KTiles<Ops>>(), tiled<Ops, Q6_KTiles<Ops>>(),
+    tiled<Ops, Q2_KTiles<Ops>>(), tiled<Ops, Q3_KTiles<Ops>>(), quantised<Ops, IQ4_NL<Ops>>(), quantised<Ops, IQ4_XS<Ops>>(), quantised<Ops, MXFP4<Ops>>(),
+    quantised<Ops, IQ1_S<Ops>>(), quantised<Ops, IQ1_M<Ops>>(), quantised<Ops, IQ2_XXS<Ops>>(), quantised<Ops, IQ2_XS<Ops>>(), quantised<Ops, IQ2_S<Ops>>(),
+    quantised<Ops, IQ3_XXS<Ops>>(), quantised<Ops, IQ3_S<Ops>>(),
 };
 
-template <class Ops>
+template <class Ops, class Peaks>
 constexpr KernelTable make_table(const char* name) {
     return {
         .name = name,
@@ -53,6 +69,9 @@ constexpr KernelTable make_table(const char* name) {
         .store_latents = store_latents<Ops>,
         .latent_scratch_bytes = latent_scratch_bytes,
         .attend_latent = attend_latent<Ops>,
+        .read_all = read_all<typename Peaks::Vec>,
+        .peaks = Peaks::kLoops,
+        .peak_count = sizeof(Peaks::kLoops) / sizeof(Peaks::kLoops[0]),
     };
 }
 

@@ -36,11 +36,8 @@ class Pieces {
 
     void run(Pool& pool) const {
         fill_input(pool);
-        pool.run([this](Worker& worker) {
-            worker.each(gate_pieces_, [&](size_t piece) { compute_hidden(piece, worker.scratch()); });
-            worker.barrier();
-            worker.each(down_cut_.count(), [&](size_t piece) { compute_out(piece, worker.scratch()); });
-        });
+        pool.each(gate_pieces_, [this](size_t piece, uint8_t* scratch) { compute_hidden(piece, scratch); });
+        pool.each(down_cut_.count(), [this](size_t piece, uint8_t* scratch) { compute_out(piece, scratch); });
     }
 
   private:

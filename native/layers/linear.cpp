@@ -24,25 +24,18 @@ void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, si
     const Activations input(pool, Shared::kInput, n, cols, all, x);
     pool.reserve_scratch(scratch);
 
-    pool.run([&](Worker& worker) {
-        if (input.to_fill()) {
-            worker.each(n, [&](size_t t) { input.put(t, 0, x + t * cols, cols); });
-            worker.barrier();
-        }
-        worker.each(pieces, [&](size_t piece) {
-            size_t i = 0;
-            for (; piece >= cuts[i].count(); ++i) piece -= cuts[i].count();
-            const size_t first = cuts[i].begin(piece), rows = matrices[i].rows;
-            products[i]->compute(0, first, cuts[i].end(piece), input.rows(0, n), {outs[i] + first, rows, accumulate}, worker.scratch());
-        });
+    if (input.to_fill()) pool.each(n, [&](size_t t, uint8_t*) { input.put(t, 0, x + t * cols, cols); });
+    pool.each(pieces, [&](size_t piece, uint8_t* own) {
+        size_t i = 0;
+        for (; piece >= cuts[i].count(); ++i) piece -= cuts[i].count();
+        const size_t first = cuts[i].begin(piece), rows = matrices[i].rows;
+        products[i]->compute(0, first, cuts[i].end(piece), input.rows(0, n), {outs[i] + first, rows, accumulate}, own);
     });
 }
 
 void dequantize_rows(Pool& pool, const Matrix& matrix, const int64_t* row_ids, size_t n, float* out) {
     const FormatKernels& format = format_of(pool.kernels(), matrix);
-    pool.run([&](Worker& worker) {
-        worker.each(n, [&](size_t i) { format.dequantize(matrix.data + row_ids[i] * matrix.row_bytes, matrix.cols, out + i * matrix.cols); });
-    });
+    pool.each(n, [&](size_t i, uint8_t*) { format.dequantize(matrix.data + row_ids[i] * matrix.row_bytes, matrix.cols, out + i * matrix.cols); });
 }
 
 }  // namespace moespan

@@ -22,13 +22,15 @@ const FormatKernels& format_of(const KernelTable& kernels, const Matrix& matrix)
 
 Chunks Product::cut(size_t n, size_t threads) const {
     const size_t share = ceil_div(matrix_.rows, threads * kChunksPerThread);
-    if (by_panels(n)) return {matrix_.rows, std::min(fitting_rows(n), round_up(share, panel_rows_))};
-    return {matrix_.rows, std::max(share, ceil_div(kMinChunkBytes, matrix_.row_bytes))};
+    if (by_panels(n)) return {matrix_.rows, std::min(fitting_rows(n), round_up(share, align(n)))};
+    const size_t least = ceil_div(kMinChunkBytes, matrix_.row_bytes) * (matrix_.in_tiles ? kStripRows : 1);
+    return {matrix_.rows, round_up(std::max(share, least), align(n))};
 }
 
 size_t Product::fitting_rows(size_t n) const {
-    if (!by_panels(n)) return round_up(matrix_.rows, panel_rows_);
-    return std::max<size_t>(1, kPanelScratch / format_.panel_bytes(matrix_.cols)) * panel_rows_;
+    if (!by_panels(n)) return round_up(matrix_.rows, align(n));
+    const size_t fitting = std::max<size_t>(1, kPanelScratch / format_.panel_bytes(matrix_.cols)) * panel_rows_;
+    return std::max(fitting / align(n), size_t{1}) * align(n);
 }
 
 size_t Product::scratch_bytes(size_t n, size_t rows) const {
@@ -36,11 +38,12 @@ size_t Product::scratch_bytes(size_t n, size_t rows) const {
 }
 
 void Product::compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch) const {
-    const Rows rows{matrix_.data + (i * matrix_.rows + first) * matrix_.row_bytes, matrix_.row_bytes, last - first};
+    const size_t from = matrix_.in_tiles ? first / kStripRows : first;
+    const Rows rows{matrix_.data + i * matrix_.bytes() + from * matrix_.row_bytes, matrix_.row_bytes, last - first};
     if (by_panels(x.n)) {
-        format_.gemm(rows, x, out, scratch);
+        (matrix_.in_tiles ? format_.tiles.gemm : format_.gemm)(rows, x, out, scratch);
     } else {
-        format_.gemv(rows, x, out);
+        (matrix_.in_tiles ? format_.tiles.gemv : format_.gemv)(rows, x, out);
     }
 }
 

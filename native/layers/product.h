@@ -40,11 +40,13 @@ class Product {
     // What compute needs of scratch.
     size_t scratch_bytes(size_t n, size_t rows) const;
 
-    // Rows first .. last - 1 of the i-th matrix; row `first` of token 0 goes to out.data[0].
+    // Rows first .. last - 1 of the i-th matrix; row `first` of token 0 goes to out.data[0]. In tile order, `first` is that of a strip.
     void compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch) const;
 
   private:
-    bool by_panels(size_t n) const { return n >= format_.gemm_from; }
+    bool by_panels(size_t n) const { return n >= (matrix_.in_tiles ? format_.tiles.gemm_from : format_.gemm_from); }
+    // What a run of rows begins at a multiple of.
+    size_t align(size_t n) const { return matrix_.in_tiles ? kStripRows : by_panels(n) ? panel_rows_ : 1; }
 
     const Matrix matrix_;
     const FormatKernels& format_;

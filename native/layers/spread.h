@@ -11,12 +11,8 @@ namespace moespan {
 // that a fork and a join take), on the calling thread alone.
 template <class Work>
 void spread(Pool& pool, size_t count, bool small, const Work& work) {
-    if (small || count == 1 || pool.threads() == 1) {
-        uint8_t* scratch = Worker(pool, 0).scratch();
-        for (size_t i = 0; i < count; ++i) work(i, scratch);
-        return;
-    }
-    pool.run([&](Worker& worker) { worker.each(count, [&](size_t i) { work(i, worker.scratch()); }); });
+    if (small) return pool.each_here(count, work);
+    pool.each(count, work);
 }
 
 }  // namespace moespan

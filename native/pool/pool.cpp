@@ -3,54 +3,60 @@
 #include <emmintrin.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <algorithm>
+#include <cassert>
 #include <climits>
 #include <cstdio>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 
 namespace moespan {
 namespace {
 
-constexpr int kPauses = 1000;  // some 15-40 us of `pause` before the first sched_yield
+constexpr uint32_t kStop = UINT32_MAX;    // in left_: the workers end
+constexpr int kJoinPauses = 1000;         // some 15-40 us of `pause` before the caller's first sched_yield
+constexpr int64_t kPauseNs = 30'000;      // the same for an idle worker
+constexpr int64_t kTakenNs = 200'000;     // a core that was away for so long was another program's, and not the kernel's own for a moment
+constexpr int64_t kSliceNs = 1'000'000;   // another program that has work for so long has work for more
+constexpr int64_t kReadingNs = 500'000;   // how old a reading of both clocks may be before a piece
+constexpr int64_t kStintNs = 500'000;     // on a crowded core: less than any slice that the scheduler gives (from 1.4 ms), so that none ends in a stint
+constexpr int64_t kNapNs = 500'000;       // as long: half of the core is what is ours
+constexpr int64_t kFirstCrowdNs = 10'000'000, kLongestCrowdNs = 1'000'000'000;
 
-// One turn of a spin loop.
-class Spin {
-  public:
-    void once() {
-        if (turns_ < kPauses) {
-            ++turns_;
-            _mm_pause();
-        } else {
-            sched_yield();
-        }
-    }
-
-  private:
-    int turns_ = 0;
-};
-
-int64_t now_ns() {
+int64_t clock_ns(clockid_t clock) {
     timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec * int64_t{1000000000} + t.tv_nsec;
+}
+
+int64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+
+long involuntary_switches() {
+    rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nivcsw;
 }
 
 long futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
     return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
 }
 
-void pin(pthread_t thread, int cpu) {
+int try_pin(pthread_t thread, int cpu) {
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(cpu, &set);
-    const int error = pthread_setaffinity_np(thread, sizeof(set), &set);
+    return pthread_setaffinity_np(thread, sizeof(set), &set);
+}
+
+void pin(pthread_t thread, int cpu) {
+    const int error = try_pin(thread, cpu);
     if (error != 0) throw std::system_error(error, std::generic_category(), "cannot pin a thread to CPU " + std::to_string(cpu));
 }
 
@@ -61,28 +67,85 @@ void check_cpus(const std::vector<int>& cpus) {
     }
 }
 
-struct ThreadStart {
-    Pool* pool;
-    int index;
-};
-
 }  // namespace
+
+// What a thread knows of its core. On cache lines of its own: but for the last two fields, only the thread itself reads and writes here once it runs.
+struct alignas(64) Pool::Thread {
+    Thread(Pool& p, size_t i) : pool(p), index(i) {}
+
+    // Before and after a piece. lost_core tells whether another program had the core for a while since the last reading of the clocks: time passed
+    // that this thread did not get, and not because it waited itself (for a page of the file, say).
+    void begin_piece() {
+        seen = now_ns();
+        if (seen - wall > kReadingNs) read_clocks();
+    }
+    bool lost_core() {
+        const int64_t begun = seen;
+        seen = now_ns();
+        if (seen - begun < kTakenNs) return false;
+        const int64_t away = (seen - wall) - (clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu);
+        const long before = switches;
+        read_clocks();
+        return away > kTakenNs && switches > before;
+    }
+    void read_clocks() {
+        wall = seen;
+        cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+        switches = involuntary_switches();
+    }
+
+    // Another program took the core: within a piece, so that everyone waited for it, or for long enough between two, so that it will.
+    void crowd() {
+        const int64_t before = level(seen), ns = before == 0 ? kFirstCrowdNs : std::min(2 * before, kLongestCrowdNs);
+        crowd_ns.store(ns, std::memory_order_relaxed);
+        crowded_until.store(seen + ns, std::memory_order_relaxed);
+    }
+    bool crowded() const { return seen < crowded_until.load(std::memory_order_relaxed); }
+
+    // How badly crowded the core is, 0 when it was left alone for a while.
+    int64_t level(int64_t now) const {
+        return now < crowded_until.load(std::memory_order_relaxed) + kFirstCrowdNs ? crowd_ns.load(std::memory_order_relaxed) : 0;
+    }
+
+    // For a worker that holds no piece.
+    void nap_when_due() {
+        if (!crowded() || seen - rested < kStintNs) return;
+        const timespec nap{0, kNapNs};
+        nanosleep(&nap, nullptr);
+        seen = rested = now_ns();
+        wall = 0;  // what passed is no loss
+    }
+    void look_at_clock() {
+        const int64_t away = now_ns() - seen;
+        seen += away;
+        if (away > kSliceNs) crowd();
+    }
+    void yield() {
+        sched_yield();
+        look_at_clock();
+        rested = seen;
+        wall = 0;
+    }
+
+    Pool& pool;
+    const size_t index;
+    pthread_t handle{};
+    int64_t seen = 0;  // the time, when it last looked
+    int64_t wall = 0, cpu = 0;
+    long switches = 0;                        // with wall and cpu: the last reading
+    int64_t rested = 0;                       // when it last gave its core up
+    // Until when it works in stints, and how long that is from the loss on. They belong to the core: the caller exchanges them with the CPU.
+    std::atomic<int64_t> crowded_until{0}, crowd_ns{0};
+};
 
 Pool::Pool(const std::vector<int>& cpus, const KernelTable& kernels, int spin_us)
     : cpus_(cpus), kernels_(kernels), spin_ns_(int64_t{spin_us} * 1000) {
     check_cpus(cpus);
     scratch_.resize(cpus.size());
-    workers_.reserve(cpus.size() - 1);
+    threads_.reserve(cpus.size());
+    for (size_t i = 0; i < cpus.size(); ++i) threads_.emplace_back(new Thread(*this, i));
     try {
-        for (int i = 1; i < threads(); ++i) {
-            auto start = std::make_unique<ThreadStart>(ThreadStart{this, i});
-            pthread_t thread;
-            const int error = pthread_create(&thread, nullptr, thread_main, start.get());
-            if (error != 0) throw std::system_error(error, std::generic_category(), "cannot start a pool thread");
-            start.release();  // now thread_main's
-            workers_.push_back(thread);
-            pin(thread, cpus_[i]);
-        }
+        for (size_t i = 1; i < cpus.size(); ++i) start(*threads_[i]);
     } catch (...) {
         stop();
         throw;
@@ -91,76 +154,152 @@ Pool::Pool(const std::vector<int>& cpus, const KernelTable& kernels, int spin_us
 
 Pool::~Pool() { stop(); }
 
-void Pool::stop() {
-    stop_ = true;
-    epoch_.fetch_add(1);
-    futex(epoch_, FUTEX_WAKE, INT_MAX);
-    for (pthread_t worker : workers_) pthread_join(worker, nullptr);
+void Pool::start(Thread& worker) {
+    pthread_t handle;
+    const int error = pthread_create(&handle, nullptr, thread_main, &worker);
+    if (error != 0) throw std::system_error(error, std::generic_category(), "cannot start a pool thread");
+    worker.handle = handle;
+    ++started_;
+    char name[16];
+    std::snprintf(name, sizeof(name), "moespan-%zu", worker.index);
+    pthread_setname_np(handle, name);
+    pin(handle, cpus_[worker.index]);
 }
 
-void Pool::pin_caller() const { pin(pthread_self(), cpus_[0]); }
+void Pool::stop() {
+    left_.store(kStop);
+    futex(left_, FUTEX_WAKE, INT_MAX);
+    for (size_t i = 1; i <= started_; ++i) pthread_join(threads_[i]->handle, nullptr);
+}
+
+void Pool::pin_caller() {
+    pin(pthread_self(), cpus_[0]);
+    threads_[0]->handle = pthread_self();
+    caller_pinned_ = true;
+}
 
 void Pool::reserve_scratch(size_t bytes) {
     for (Buffer& buffer : scratch_) buffer.grow(bytes);
 }
 
-void Pool::run_erased(Task task, const void* body) {
+void Pool::run(Task task, const void* work, size_t count) {
+    assert(count < kStop);
     task_ = task;
-    body_ = body;
-    next_.store(0, std::memory_order_relaxed);
-    running_.store(threads() - 1, std::memory_order_relaxed);
-    // Sequentially consistent with parked_ in wait_for_epoch: either the worker sees the new epoch, or we see that it parks.
-    epoch_.fetch_add(1);
-    if (parked_.load() > 0) futex(epoch_, FUTEX_WAKE, INT_MAX);
+    work_ = work;
+    count_ = static_cast<uint32_t>(count);
+    unfinished_.store(count_, std::memory_order_relaxed);
+    // Opens the run: who takes a piece sees all of the above (take is an acquire). Sequentially consistent with parked_ in park: either the worker
+    // sees that there is work, or we see that it parks.
+    left_.store(count_);
+    if (parked_.load() > 0) futex(left_, FUTEX_WAKE, INT_MAX);
 
-    Worker self(*this, 0);
-    task(body, self);
-    for (Spin spin; running_.load(std::memory_order_acquire) > 0;) spin.once();
+    const bool lost_piece = drive(), lost_wait = join();
+    if ((lost_piece || lost_wait) && caller_pinned_ && pthread_equal(threads_[0]->handle, pthread_self())) change_places();
 }
 
-void* Pool::thread_main(void* start) {
-    const std::unique_ptr<ThreadStart> owned(static_cast<ThreadStart*>(start));
-    char name[16];
-    std::snprintf(name, sizeof(name), "moespan-%d", owned->index);
-    pthread_setname_np(pthread_self(), name);
-    owned->pool->work_loop(owned->index);
+// Waits until all pieces are done. Returns whether another program had the core for long, which this thread offers when it has waited for some time: the
+// last piece may be with a worker that shares it.
+bool Pool::join() {
+    bool lost = false;
+    // An acquire, of all the releases in work_on: each decrement continues the release sequence of the ones before.
+    for (int turn = 0; unfinished_.load(std::memory_order_acquire) > 0; ++turn) {
+        if (turn < kJoinPauses) {
+            _mm_pause();
+            continue;
+        }
+        const int64_t begin = now_ns();
+        sched_yield();
+        lost |= now_ns() - begin > kSliceNs;
+    }
+    return lost;
+}
+
+// Takes a piece, if there is one. Only what left_ holds at this instant counts: a thread that went to sleep with an old value in its hands may win the exchange
+// in a later run, and then has a piece of that one, whose task it reads after this acquire.
+bool Pool::take(size_t& piece) {
+    uint32_t left = left_.load(std::memory_order_relaxed);
+    do {
+        if (left == 0 || left == kStop) return false;
+    } while (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acquire, std::memory_order_relaxed));
+    piece = count_ - left;
+    return true;
+}
+
+void Pool::work_on(size_t piece, const Thread& self) {
+    task_(work_, piece, scratch(self.index));
+    unfinished_.fetch_sub(1, std::memory_order_release);
+}
+
+// The caller's part of a run. Returns whether another program had its core meanwhile.
+bool Pool::drive() {
+    Thread& self = *threads_[0];
+    bool lost = false;
+    for (size_t piece; self.begin_piece(), take(piece);) {
+        work_on(piece, self);
+        lost |= self.lost_core();
+    }
+    return lost;
+}
+
+// The caller lost its core. Once that is no accident, and some other core is far less crowded, two threads take each other's CPU. (When a CPU is no longer
+// ours, both stay where they are.)
+void Pool::change_places() {
+    Thread& self = *threads_[0];
+    self.crowd();
+    const int64_t now = self.seen;
+    const auto less_crowded = [now](const auto& a, const auto& b) { return a->level(now) < b->level(now); };
+    Thread& worker = **std::min_element(threads_.begin() + 1, threads_.end(), less_crowded);
+    if (self.level(now) < 2 * std::max(worker.level(now), kFirstCrowdNs)) return;
+    std::swap(cpus_[0], cpus_[worker.index]);
+    self.crowd_ns.store(worker.crowd_ns.exchange(self.crowd_ns, std::memory_order_relaxed), std::memory_order_relaxed);
+    self.crowded_until.store(worker.crowded_until.exchange(self.crowded_until, std::memory_order_relaxed), std::memory_order_relaxed);
+    try_pin(worker.handle, cpus_[worker.index]);
+    try_pin(pthread_self(), cpus_[0]);
+}
+
+void* Pool::thread_main(void* worker) {
+    Thread& self = *static_cast<Thread*>(worker);
+    while (self.pool.wait_for_work(self)) self.pool.help(self);
     return nullptr;
 }
 
-void Pool::work_loop(int index) {
-    Worker self(*this, index);
-    for (uint32_t epoch = 0;;) {
-        epoch = wait_for_epoch(epoch);
-        if (stop_) return;
-        task_(body_, self);
-        running_.fetch_sub(1, std::memory_order_release);
+// A worker's part of a run.
+void Pool::help(Thread& self) {
+    for (size_t piece; self.begin_piece(), take(piece);) {
+        work_on(piece, self);
+        if (self.lost_core()) self.crowd();
+        self.nap_when_due();
     }
 }
 
-// Waits until the epoch is another than `seen`, and returns it.
-uint32_t Pool::wait_for_epoch(uint32_t seen) {
-    const int64_t deadline = now_ns() + spin_ns_;
-    for (Spin spin; now_ns() < deadline; spin.once()) {
-        const uint32_t epoch = epoch_.load(std::memory_order_acquire);
-        if (epoch != seen) return epoch;
+// Returns whether there is work; if not, the pool ends.
+bool Pool::wait_for_work(Thread& self) {
+    for (;; park()) {
+        const int64_t begin = self.seen = now_ns();
+        for (;;) {
+            const uint32_t left = left_.load(std::memory_order_relaxed);  // take is the one that acquires
+            if (left != 0) return left != kStop;
+            if (self.seen - begin >= spin_ns_) break;
+            idle(self, begin);
+        }
     }
+}
+
+// One turn of waiting that began at `begin`.
+void Pool::idle(Thread& self, int64_t begin) {
+    if (self.crowded()) {
+        self.nap_when_due();
+    } else if (self.seen - begin > kPauseNs) {
+        return self.yield();
+    }
+    _mm_pause();
+    self.look_at_clock();
+}
+
+void Pool::park() {
     parked_.fetch_add(1);
-    while (epoch_.load() == seen) futex(epoch_, FUTEX_WAIT, seen);
+    if (left_.load() == 0) futex(left_, FUTEX_WAIT, 0);
     parked_.fetch_sub(1);
-    return epoch_.load(std::memory_order_acquire);
 }
-
-void Worker::barrier() {
-    const uint32_t seen = pool_.barriers_.load(std::memory_order_relaxed);
-    if (pool_.arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == pool_.threads()) {
-        pool_.arrived_.store(0, std::memory_order_relaxed);
-        pool_.next_.store(0, std::memory_order_relaxed);
-        pool_.barriers_.fetch_add(1, std::memory_order_release);
-        return;
-    }
-    for (Spin spin; pool_.barriers_.load(std::memory_order_acquire) == seen;) spin.once();
-}
-
-uint8_t* Worker::scratch() { return static_cast<uint8_t*>(pool_.scratch_[index_].data()); }
 
 }  // namespace moespan

@@ -1,10 +1,21 @@
-// N pinned threads that run one body together, again and again: fork, work, join, some microseconds apart.
+// N pinned threads that share out pieces of work, again and again: fork, work, join, some microseconds apart.
 //
-//   caller (thread 0) ── run(body) ──┬── body(worker 0) ──┬── join ── ...
-//   workers 1 .. N-1 ── spin/park ───┴── body(worker i) ──┘
+//   caller (thread 0) ── each(count, work) ──┬── takes pieces ──┬── join ── ...
+//   workers 1 .. N-1 ───── spin/park ────────┴── take pieces ───┘
 //
-// An idle worker spins (first on `pause`, then on sched_yield, so that other threads of a small machine get their share) for spin_us and
-// then parks on a futex, where it costs nothing. Nothing is allocated inside a run: layers reserve scratch before it.
+// The join counts finished pieces and not threads: a thread that has no core at the moment is not waited for unless it lost it within a piece.
+// Whoever comes late finds no piece left and touches nothing of the run, nor of a later one.
+//
+// To lose the core within a piece costs everyone a slice of the scheduler's time, some milliseconds. Who finds that it happened (Thread::lost_core):
+//
+//   a worker    works in stints for a while, 10 ms at first and up to a second when it happens again: half a millisecond of pieces, then as long a nap.
+//               Giving way by itself, between pieces, it is hardly ever stopped within one. (sched_yield would not do: it gives way only to threads of the
+//               same group of the scheduler, and a program in another container or terminal is in another one.)
+//   the caller  cannot leave, for it drives the step. It changes places with a worker whose core is less crowded, so that thread i need not stay on
+//               cpus[i]; each CPU keeps one thread.
+//
+// An idle worker spins (first on `pause`, then on sched_yield) for spin_us and then parks on a futex, where it costs nothing. Nothing is allocated
+// while pieces are worked on: layers reserve scratch before.
 #pragma once
 
 #include <pthread.h>
@@ -12,14 +23,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "isa/kernels.h"
 #include "pool/buffer.h"
 
 namespace moespan {
-
-class Pool;
 
 // The buffers that all threads of a run share. Each keeps what it holds until its next user asks for it, so what is alive at one time has slots of
 // its own: an input is normed, or routed, before linear and ffn round it, and attention needs its pages and partials together.
@@ -36,27 +46,6 @@ enum class Shared {
     kCount,
 };
 
-// What a body sees of the pool: the barrier, the next piece of work, and scratch of its own.
-class Worker {
-  public:
-    Worker(Pool& pool, int index) : pool_(pool), index_(index) {}
-
-    // Waits until every thread of the pool is here. What was written before is visible to all after.
-    void barrier();
-
-    // Calls work(i) for each i of 0 .. count - 1, each on whichever thread is free, so that a thread that lost its core for a while does
-    // not hold up the others. At most once between two barriers (the run's start and end count), with the same count on each thread.
-    template <class Work>
-    void each(size_t count, const Work& work);
-
-    // This thread's own scratch, as large as Pool::reserve_scratch asked for, 64-byte aligned.
-    uint8_t* scratch();
-
-  private:
-    Pool& pool_;
-    int index_;
-};
-
 class Pool {
   public:
     // Starts cpus.size() - 1 threads, pinned to cpus[1..]. Throws std::invalid_argument or std::system_error.
@@ -68,13 +57,22 @@ class Pool {
     int threads() const { return static_cast<int>(cpus_.size()); }
     const KernelTable& kernels() const { return kernels_; }
 
-    // Pins the calling thread to cpus[0].
-    void pin_caller() const;
+    // Pins the calling thread to cpus[0], as the one that is going to call each. It may change places with a worker later.
+    void pin_caller();
 
-    // Runs body(worker) on every thread, the caller's among them, and returns when all are done. The body must not throw.
-    template <class Body>
-    void run(const Body& body) {
-        run_erased([](const void* b, Worker& worker) noexcept { (*static_cast<const Body*>(b))(worker); }, &body);
+    // Calls work(i, scratch) for each i of 0 .. count - 1, in this order but on whichever thread is free, and returns when all are done: what they
+    // wrote is visible to the caller, and to the pieces of the next call. scratch is the thread's own, as large as reserve_scratch asked for and
+    // 64-byte aligned. work must not throw. One thread at a time may call, and work must not.
+    template <class Work>
+    void each(size_t count, const Work& work) {
+        if (count <= 1 || threads() == 1) return each_here(count, work);
+        run([](const void* w, size_t i, uint8_t* scratch) noexcept { (*static_cast<const Work*>(w))(i, scratch); }, &work, count);
+    }
+
+    // The same on the calling thread alone.
+    template <class Work>
+    void each_here(size_t count, const Work& work) {
+        for (size_t i = 0; i < count; ++i) work(i, scratch(0));
     }
 
     // Grows every thread's scratch to at least `bytes`; called before a run, never within. Throws std::bad_alloc.
@@ -84,39 +82,44 @@ class Pool {
     void* shared(Shared slot, size_t bytes) { return shared_[static_cast<size_t>(slot)].grow(bytes); }
 
   private:
-    friend class Worker;
-    using Task = void (*)(const void* body, Worker& worker) noexcept;
+    using Task = void (*)(const void* work, size_t i, uint8_t* scratch) noexcept;
+    struct Thread;  // what one of the threads knows of itself
 
-    void run_erased(Task task, const void* body);
+    void run(Task task, const void* work, size_t count);
+    bool take(size_t& piece);
+    void work_on(size_t piece, const Thread& self);
+    bool drive();
+    bool join();
+    void change_places();
+
+    void start(Thread& worker);
     void stop();  // ends the workers
-    void work_loop(int index);
-    uint32_t wait_for_epoch(uint32_t seen);
-    static void* thread_main(void* start);
+    static void* thread_main(void* worker);
+    bool wait_for_work(Thread& self);
+    void help(Thread& self);
+    void idle(Thread& self, int64_t begin);
+    void park();
+    uint8_t* scratch(size_t thread) const { return static_cast<uint8_t*>(scratch_[thread].data()); }
 
-    const std::vector<int> cpus_;
+    std::vector<int> cpus_;  // of each thread
     const KernelTable& kernels_;
     const int64_t spin_ns_;
-    std::vector<pthread_t> workers_;
+    std::vector<std::unique_ptr<Thread>> threads_;
     std::vector<Buffer> scratch_;
     Buffer shared_[static_cast<size_t>(Shared::kCount)];
+    size_t started_ = 0;  // workers
+    bool caller_pinned_ = false;
 
-    // Written by run_erased before the epoch moves, read by the workers after it.
+    // The run. Written by the caller before left_ rises from 0, and not again before unfinished_ is back at 0. A thread reads them only while it
+    // has a piece, and so while they stand still.
     Task task_ = nullptr;
-    const void* body_ = nullptr;
-    bool stop_ = false;
+    const void* work_ = nullptr;
+    uint32_t count_ = 0;
 
     // Each on its own cache line: they are written at different moments by different threads.
-    alignas(64) std::atomic<uint32_t> epoch_{0};    // moves when there is a new task; the futex
-    alignas(64) std::atomic<int> parked_{0};        // workers in futex_wait, or on their way into it
-    alignas(64) std::atomic<int> running_{0};       // workers that have not finished the task
-    alignas(64) std::atomic<int> arrived_{0};       // threads at the barrier
-    alignas(64) std::atomic<uint32_t> barriers_{0}; // moves when a barrier opens
-    alignas(64) std::atomic<size_t> next_{0};       // the next piece of Worker::each
+    alignas(64) std::atomic<uint32_t> left_{0};        // pieces that no one has taken; the futex
+    alignas(64) std::atomic<uint32_t> unfinished_{0};  // pieces that are not done
+    alignas(64) std::atomic<int> parked_{0};           // workers in futex_wait, or on their way into it
 };
-
-template <class Work>
-void Worker::each(size_t count, const Work& work) {
-    for (size_t i; (i = pool_.next_.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
-}
 
 }  // namespace moespan

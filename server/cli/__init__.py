@@ -46,6 +46,10 @@ def _run(arguments: Namespace) -> int:
             from server.cli import chat
 
             return chat.run(arguments)
+        case "bench" if arguments.task == "experts":
+            from server.cli import bench_experts
+
+            return bench_experts.run(arguments)
         case "bench":
             from server.cli import bench
 

@@ -1,4 +1,4 @@
-"""`moespan bench`: prefill and decode speed of a model on this machine, offline, as a table or as JSON."""
+"""`moespan bench offline`: prefill and decode speed of a model on this machine, offline, as a table or as JSON."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ ENGINE_FLAGS = ("cpu_infer", "cache_lens", "cache_type", "prefill_chunk", "exper
 CONFIG_FLAGS: dict[str, tuple[str, ...]] = {  # command -> the configuration's keys that do something there
     "serve": tuple(KEYS),
     "chat": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens", "force_think"),
-    "bench": ("model", "gguf_path", "cpu_infer", "cache_type", "prefill_chunk", "experts_per_token", "device"),
+    "bench offline": ("model", "gguf_path", "cpu_infer", "cache_type", "prefill_chunk", "experts_per_token", "device"),
+    "bench experts": ("cpu_infer",),
     "eval questions": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens"),
     "eval text": (*MODEL_FLAGS, *(key for key in ENGINE_FLAGS if key != "cache_lens")),
     "eval compare": (),
@@ -35,7 +36,7 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "model": ("NAME", f"an embedded model: {' or '.join(EMBEDDED)}"),
     "gguf_path": ("PATH", "a GGUF file, any file of a split one, or a directory that holds one model"),
     "model_path": ("DIR", "a local Hugging Face directory whose config, tokenizer and chat template replace the GGUF's"),
-    "model_name": ("NAME", "what /v1/models calls the model (default: the GGUF file's name)"),
+    "model_name": ("NAME", "what /v1/models calls the model (default: the file's name, or the embedded model's)"),
     "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow)"),
     "cache_lens": ("N", "tokens in the KV cache, prompt and reply together (default: the smaller of 8192 and the model's context)"),
     "cache_type": ("f16|f32", "how the KV cache is stored"),
@@ -43,7 +44,7 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "experts_per_token": ("N", "routed experts that a token uses, fewer than the model's own: faster and less exact (default: the model's own)"),
     "device": ("auto|cpu", "where the model runs; the GPU stage is not built yet, so both mean the CPU"),
     "max_queue": ("N", "requests that may wait; more get 429"),
-    "max_new_tokens": ("N", "the cap on one reply when the request names none"),
+    "max_new_tokens": ("N", "the cap on one reply, where a request names none"),
     "grace_s": ("S", "seconds that the running request may go on after SIGTERM"),
     "host": ("ADDR", "the address to listen on"),
     "port": ("N", "the port to listen on; 0 takes any free one"),
@@ -58,10 +59,15 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
 COMMANDS = {
     "serve": "answer OpenAI's API over HTTP",
     "chat": "talk to a model in the terminal",
-    "bench": "measure prefill and decode speed, offline",
+    "bench": "measure a model's speed, or that of one layer of experts",
     "eval": "measure how good a model's answers are, and compare two results",
     "inspect": "show what a GGUF file holds",
     "synth": "write a random model at the shape of a real one, to measure speed with",
+}
+
+BENCH_TASKS = {
+    "offline": "prefill and decode speed of a model, without HTTP (what plain `moespan bench` means)",
+    "experts": "one layer of experts in any format, beside what the machine can read and multiply at most",
 }
 
 EVAL_TASKS = {
@@ -69,6 +75,9 @@ EVAL_TASKS = {
     "text": "measure perplexity over a text, and the KL divergence from a reference run",
     "compare": "show two results side by side, with their paired differences",
 }
+
+EXPERTS_Q = (1, 4, 16, 64, 128, 256, 512, 2048)  # tokens, from decode to a prompt's chunk
+TASKS = {"bench": BENCH_TASKS, "eval": EVAL_TASKS}  # of the commands that have several
 
 
 class _Parser(ArgumentParser):
@@ -81,9 +90,9 @@ class _Parser(ArgumentParser):
 def parse(argv: Sequence[str]) -> Namespace:
     """The command and its flags; only flags that were given are set. Raises ConfigError; `--help` and `--version` exit."""
     parser, commands = _build()
-    arguments, unknown = parser.parse_known_args([_underscored(word) for word in argv] or ["--help"])
+    arguments, unknown = parser.parse_known_args(_with_task([_underscored(word) for word in argv]) or ["--help"])
     if unknown:
-        name = " ".join([arguments.command, *([arguments.task] if arguments.command == "eval" else [])])
+        name = " ".join([arguments.command, *([arguments.task] if arguments.command in TASKS else [])])
         raise ConfigError(_unknown(name, unknown[0], commands[name]))
     return arguments
 
@@ -98,6 +107,12 @@ def _underscored(word: str) -> str:
     """--cpu-infer=4 -> --cpu_infer=4; a value keeps its hyphens."""
     name, equals, value = word.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+
+
+def _with_task(words: list[str]) -> list[str]:
+    """`moespan bench --gen 8` is `moespan bench offline --gen 8`."""
+    plain = words[:1] == ["bench"] and (len(words) == 1 or words[1].startswith("-")) and words[1:2] not in (["-h"], ["--help"])
+    return ["bench", "offline", *words[1:]] if plain else words
 
 
 def _unknown(command: str, word: str, parser: ArgumentParser) -> str:
@@ -122,29 +137,30 @@ def _build() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     commands: dict[str, ArgumentParser] = {}
     for name, meaning in COMMANDS.items():
         command = subparsers.add_parser(name, help=meaning, description=f"moespan {name}: {meaning}.", allow_abbrev=False)
-        if name == "eval":
-            commands |= _build_eval(command)
+        if name in TASKS:
+            commands |= _build_tasks(command, name)
             continue
         _add_common_flags(command, name)
         commands[name] = command
     _add_chat_flags(commands["chat"])
-    _add_bench_flags(commands["bench"])
+    _add_offline_flags(commands["bench offline"])
+    _add_experts_flags(commands["bench experts"])
+    _add_question_flags(commands["eval questions"])
+    _add_text_flags(commands["eval text"])
+    commands["eval compare"].add_argument("results", nargs=2, type=Path, metavar="RESULT", help="a file that --out wrote")
     _add_inspect_flags(commands["inspect"])
     _add_synth_flags(commands["synth"])
     return parser, commands
 
 
-def _build_eval(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+def _build_tasks(parser: ArgumentParser, command: str) -> dict[str, ArgumentParser]:
     subparsers = parser.add_subparsers(dest="task", required=True, metavar="TASK", parser_class=_Parser)
     tasks: dict[str, ArgumentParser] = {}
-    for name, meaning in EVAL_TASKS.items():
-        task = subparsers.add_parser(name, help=meaning, description=f"moespan eval {name}: {meaning}.", allow_abbrev=False)
-        _add_common_flags(task, f"eval {name}")
-        task.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        tasks[f"eval {name}"] = task
-    _add_question_flags(tasks["eval questions"])
-    _add_text_flags(tasks["eval text"])
-    tasks["eval compare"].add_argument("results", nargs=2, type=Path, metavar="RESULT", help="a file that --out wrote")
+    for task, meaning in TASKS[command].items():
+        name = f"{command} {task}"
+        tasks[name] = subparsers.add_parser(task, help=meaning, description=f"moespan {name}: {meaning}.", allow_abbrev=False)
+        _add_common_flags(tasks[name], name)
+        tasks[name].add_argument("--json", action="store_true", help="print JSON instead of a table")
     return tasks
 
 
@@ -184,7 +200,16 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(word) for word in text.split(","))
+
+
 _count.__name__ = "count (1 or more)"  # argparse names the type in its complaint: "invalid count (1 or more) value: '0'"
+_counts.__name__ = "list of counts (such as 1,16,512)"
 _whole.__name__ = "whole number (0 or more)"
 
 
@@ -196,11 +221,21 @@ def _add_chat_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
 
 
-def _add_bench_flags(parser: ArgumentParser) -> None:
+def _add_offline_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", type=_count, default=512, metavar="N", help="prompt tokens to prefill (default: 512)")
     parser.add_argument("--gen", type=_count, default=64, metavar="N", help="tokens to decode after the prompt (default: 64)")
     parser.add_argument("--repeat", type=_count, default=3, metavar="N", help="timed runs, after one that is not timed (default: 3)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_experts_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--shape", default="v3", metavar="NAME", help="whose experts: v3, v2-lite, qwen3-30b, ... (default: v3)")
+    parser.add_argument("--experts", type=_count, default=64, metavar="N", help="experts in the layer (default: 64)")
+    parser.add_argument("--format", type=_words, default=("q4_k",), metavar="TYPE,...", help="GGUF types of their weights (default: q4_k)")
+    meaning = f"tokens at once (default: {','.join(map(str, EXPERTS_Q))})"
+    parser.add_argument("--q", type=_counts, default=EXPERTS_Q, metavar="N,...", help=meaning)
+    parser.add_argument("--repeat", type=_count, metavar="N", help="timed calls of each point (default: as many as fit into 2 s, and 5 at least)")
+    parser.add_argument("--expect_gbs", type=float, metavar="X", help="call the run void where its memory sweep is more than 10 %% below this many GB/s")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the points into a roofline")
 
 
 def _add_question_flags(parser: ArgumentParser) -> None:
@@ -216,6 +251,7 @@ def _add_question_flags(parser: ArgumentParser) -> None:
 def _add_text_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text file (default: the chats that ship, held-out questions with their thinking)")
     parser.add_argument("--window", type=_count, metavar="N", help="tokens of a window of the text, the second half of which is scored (default: 512)")
+    parser.add_argument("--whole_chats", action="store_true", help="of the chats that ship, score the questions too (default: the replies)")
     parser.add_argument("--limit", type=_count, metavar="N", help="the first N windows only (default: all)")
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--save_reference", type=Path, metavar="FILE", help="write what the model says, for other runs to be compared with")

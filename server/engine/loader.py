@@ -1,4 +1,4 @@
-"""From a GGUF file to a running engine: check, build, page in."""
+"""From a GGUF file to a running engine: check, build, read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from server.config import EngineConfig
 from server.engine.engine import LocalEngine
-from server.engine.gguf.reader import GGUFFile, prefetch
+from server.engine.gguf.reader import GGUFFile
 from server.engine.kv_cache import KVCache
 from server.engine.models.config import HParams
 from server.engine.models.hf_config import overridden
@@ -52,20 +52,17 @@ def load_model(
     cache_lens = resolve_cache_lens(config.cache_lens, hparams.context)
     ops = open_ops(config.cpu_infer)
     try:
-        model = _build(file, hparams, ops if wrap is None else wrap(ops))
+        model_ops = ops if wrap is None else wrap(ops)
+        weights = Weights(file, model_ops)
+        model = _build(file, hparams, weights, model_ops)
         cache = KVCache.allocate(hparams, cache_lens, config.cache_type)
-        _page_in(file, progress)  # last: a file that cannot be used is refused before its gigabytes are read
+        weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
     except BaseException:
         ops.close()
         raise
     name = str(file.metadata.get("general.name") or file.name)
     engine = LocalEngine(model, cache, ops, config.prefill_chunk)
     return LoadedModel(engine, name, cache_lens, cache.nbytes, ops.threads, ops.isa, hparams.moe.top_k if hparams.moe else 0)
-
-
-def _page_in(file: GGUFFile, progress: Progress | None) -> None:
-    """Read the weights into the page cache in order, which is many times faster than the first step's page faults."""
-    prefetch(file, None if progress is None else lambda done: progress(done, file.nbytes))
 
 
 def resolve_cache_lens(wanted: int | None, context: int) -> int:
@@ -92,9 +89,8 @@ def with_experts_per_token(hparams: HParams, wanted: int | None) -> HParams:
     return replace(hparams, moe=replace(hparams.moe, top_k=wanted)).checked()
 
 
-def _build(file: GGUFFile, hparams: HParams, ops: Ops) -> Transformer:
+def _build(file: GGUFFile, hparams: HParams, weights: Weights, ops: Ops) -> Transformer:
     build = family(hparams.architecture)
-    weights = Weights(file, ops)
     model = build(weights, hparams, _vocab_size(file, hparams), ops)
     weights.check_all_used()
     return model

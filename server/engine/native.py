@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FLOAT = torch.float32
+SLICE = 32 << 20  # bytes of a matrix that are laid out at a time: as much of a file is in memory twice
 
 
 class NativeOps:
@@ -53,6 +54,17 @@ class NativeOps:
         """Borrow `count` weight matrices [rows, cols] in GGUF blocks. ValueError when the type, the columns or the bytes do not fit."""
         matrix: Matrix = self._matrix(type_id, rows, cols, data, count)
         return matrix
+
+    def lay_out(self, matrix: Matrix) -> Iterator[tuple[int, int]]:
+        """Tile order for a matrix of a type that has one; yields each slice's bytes before they are read. Raises DeviceError without memory."""
+        while left := matrix.strips_left:
+            begin = matrix.next_byte
+            strips = min(left, max(1, SLICE * left // (matrix.nbytes - begin)))
+            yield begin, min(begin + -(-(matrix.nbytes - begin) * strips // left), matrix.nbytes)
+            try:
+                matrix.pack(self._pool, strips)
+            except MemoryError:
+                raise DeviceError("There is not enough memory for the weights. Close other programs, or use a smaller model.") from None
 
     def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
         """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T; the input is rounded to int8 once where some matrix is quantised."""
@@ -161,6 +173,15 @@ class NativeOps:
             k_b, v_b, scale, out.data_ptr(),
         )  # fmt: skip
 
+    def read_sweep(self, x: Tensor) -> float:
+        """Seconds in which the pool's threads read all of x together: a contiguous tensor of a multiple of 2^20 bytes."""
+        assert x.is_contiguous()
+        return self._pool.read_sweep(x.data_ptr(), x.nbytes)
+
+    def peak_ops(self) -> dict[str, float]:
+        """Operations a second that the pool reaches on registers alone, by the kind of numbers: "f32", "int8"."""
+        return self._pool.peak_ops()
+
 
 def open_ops(cpu_infer: int | None = None) -> NativeOps:
     """A pool of `cpu_infer` pinned threads: None for one on each CPU that there is; more than that are capped with a warning.
@@ -176,6 +197,11 @@ def open_ops(cpu_infer: int | None = None) -> NativeOps:
         return NativeOps(module.Pool(cpus[:cpu_infer], isa))
     except RuntimeError as error:
         raise DeviceError(f"The pool of CPU threads could not be started: {error}.") from error
+
+
+def supported_types() -> frozenset[int]:
+    """The ggml type ids that a matrix may have."""
+    return frozenset(_module().supported_types())
 
 
 def cpus_allowed() -> list[int]:

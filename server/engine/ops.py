@@ -6,7 +6,7 @@ torch twin that the tests hold it to. A GPU stage is a third. Layers and familie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -91,6 +91,14 @@ class Ops(Protocol):
 
     def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Matrix:
         """Take a weight matrix in GGUF blocks, without a copy where the maker can; `count` of them, one behind the other, for experts and heads."""
+        ...
+
+    def lay_out(self, matrix: Matrix) -> Iterator[tuple[int, int]]:
+        """Bring a matrix into the order that the maker is fastest with; nothing, where that is how it came.
+
+        Yields the ranges of bytes of its `data`, in order, each before it is read; the one before is then not needed any more. The rows of what has
+        been laid out can no longer be looked up (`dequantize_rows`).
+        """
         ...
 
     def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:

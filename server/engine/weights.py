@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ class Weights:
         self._file = file
         self._ops = ops
         self._used: set[str] = set()
+        self._matrices: dict[str, Matrix] = {}  # what may be laid out, by tensor
+        self._made: list[Matrix] = []
+        self._left: set[str] = set()  # known, and not read
 
     def has(self, name: str) -> bool:
         return name in self._file.tensors
@@ -34,14 +37,55 @@ class Weights:
         Raises ModelError when it is missing or has another shape, UnsupportedModel when its type does not run here.
         """
         info = self._take(name, (rows, cols)) if count is None else self._take(name, (count, rows, cols), (count * rows, cols))
-        return self.made(name, info.type_id, rows, cols, self._file.data(name), count or 1)
+        matrix = self._matrices[name] = self._matrix(name, info.type_id, rows, cols, self._file.data(name), count or 1)
+        return matrix
+
+    def table(self, name: str, rows: int, cols: int) -> Matrix:
+        """The matrix `name` [rows, cols] whose rows are looked up: it stays as it lies in the file. Raises as `matrix` does."""
+        info = self._take(name, (rows, cols))
+        return self._matrix(name, info.type_id, rows, cols, self._file.data(name), 1)
 
     def made(self, name: str, type_id: int, rows: int, cols: int, blocks: memoryview, count: int) -> Matrix:
         """`count` matrices [rows, cols] from blocks that were made of the tensor `name`; the maker keeps the memory alive. Raises UnsupportedModel."""
+        self._made.append(self._matrix(name, type_id, rows, cols, blocks, count))
+        return self._made[-1]
+
+    def _matrix(self, name: str, type_id: int, rows: int, cols: int, blocks: memoryview, count: int) -> Matrix:
         try:
             return self._ops.matrix(int(type_id), rows, cols, blocks, count)
         except ValueError as error:
             raise UnsupportedModel(f"{self._file.path}: tensor {name} cannot be used: {error}.") from None
+
+    def lay_out(self, progress: Callable[[int, int], None]) -> None:
+        """Read all tensors that are used, in the file's order, each matrix into the order that its maker is fastest with.
+
+        `progress` is told the bytes done and those in all.
+
+        What was laid out is given back to the page cache as it goes: at no time is much more than the model itself in memory.
+        Raises GGUFError where the disk fails, DeviceError where memory does not suffice.
+        """
+        for matrix in self._made:
+            for _ in self._ops.lay_out(matrix):
+                pass
+        sizes = {name: self._file.tensors[name].nbytes for name in sorted(self._used - self._left, key=self._file.place)}
+        done, total = 0, sum(sizes.values())
+        for name, nbytes in sizes.items():
+            for read in self._lay_out_tensor(name):
+                progress(done + read, total)
+            done += nbytes
+            progress(done, total)
+
+    def _lay_out_tensor(self, name: str) -> Iterator[int]:
+        """Yields the bytes read so far, now and then. What its maker does not lay out stays in the map."""
+        begin = end = 0
+        for first, last in self._ops.lay_out(self._matrices[name]) if name in self._matrices else ():
+            self._file.give_back(name, begin, first)
+            self._file.page_in(name, first, last)
+            yield first
+            begin, end = first, last
+        self._file.give_back(name, begin, end)
+        if end == 0:
+            self._file.page_in(name, 0, self._file.tensors[name].nbytes)
 
     def rows(self, name: str, rows: int, cols: int) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
         """The type and the blocks of the matrix `name` [rows, cols], a row of bytes each, for what is made of them at load."""
@@ -57,6 +101,7 @@ class Weights:
         """Count the tensors whose names begin so as used: they are known, and nothing is lost without them. Returns how many there are."""
         left = {name for name in self._file.tensors if name.startswith(prefix)}
         self._used |= left
+        self._left |= left
         return len(left)
 
     def check_all_used(self) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from server.engine.gguf.names import hf_to_gguf
-from server.engine.gguf.quants import dequantize, quantize
+from server.engine.gguf.quants import dequantize, quantize, random_blocks
 from server.engine.gguf.writer import TensorData, write_gguf
 from tests.engine.tiny_families import TINY, metadata
 
@@ -94,7 +94,7 @@ def _tensors(
         for part, values in _parts(name, _draw(name, tuple(parameter.shape), config, rng), config, joined_kv_b):
             gguf_name, _ = hf_to_gguf(arch, part, values, heads, kv_heads)
             kind = choose(gguf_name, values.shape[-1]) if values.ndim > 1 else GGMLQuantizationType.F32
-            blocks = quantize(values, kind)
+            blocks = _blocks(values, kind, rng)
             # Rows keep their blocks when they move, so the model needs no inverse of the rope reordering.
             _, moved = hf_to_gguf(arch, part, blocks, heads, kv_heads)
             shape = values.shape if "shared_expert_gate" not in name else values.shape[1:]  # converters drop axes of length 1
@@ -102,6 +102,15 @@ def _tensors(
             meant.append(dequantize(blocks, kind, values.shape))
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(_whole(name, meant).copy()))
+
+
+def _blocks(values: Floats, kind: GGMLQuantizationType, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The values quantised, or where there is no quantiser random blocks that spread as much."""
+    try:
+        return quantize(values, kind)
+    except ValueError:
+        rows = values.reshape(-1, values.shape[-1])
+        return random_blocks(kind, *rows.shape, float(values.std()), rng).reshape(*values.shape[:-1], -1)
 
 
 def _parts(name: str, values: Floats, config: PreTrainedConfig, joined_kv_b: bool) -> list[tuple[str, Floats]]:

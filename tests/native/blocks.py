@@ -9,7 +9,11 @@ from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
 
 FLOAT_TYPES = [Type.F32, Type.F16, Type.BF16]
-QUANTISED_TYPES = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K]
+SIMPLE_TYPES = [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.IQ4_NL, Type.MXFP4]
+K_TYPES = [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K]
+IQ_TYPES = [Type.IQ4_XS, Type.IQ1_S, Type.IQ1_M, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S]
+QUANTISED_TYPES = SIMPLE_TYPES + K_TYPES + IQ_TYPES
+GROUPS_OF_16 = {Type.Q2_K, Type.Q3_K, Type.Q6_K, Type.IQ1_M, Type.IQ2_XS, Type.IQ2_S}  # values that share a scale; 32 in the others
 TYPES = FLOAT_TYPES + QUANTISED_TYPES
 
 # Byte offset of each half-float scale in a block, with the magnitude that makes the values about 1; and where the codes lie.
@@ -19,25 +23,54 @@ _HALVES = {
     Type.Q5_0: {0: 1 / 9.2},
     Type.Q5_1: {0: 1 / 9.2, 2: 15.5 / 9.2},
     Type.Q8_0: {0: 1 / 64},
+    Type.IQ4_NL: {0: 1 / 64},
+    Type.MXFP4: {},
+    Type.Q2_K: {80: 1 / 12, 82: 1.5 / 12},
+    Type.Q3_K: {108: 1 / 43},
     Type.Q4_K: {0: 1 / 165, 2: 7.5 / 165},
     Type.Q5_K: {0: 1 / 330, 2: 15.5 / 330},
     Type.Q6_K: {208: 1 / 1200},
+    Type.IQ4_XS: {0: 1 / 1200},
+    Type.IQ1_S: {0: 1 / 7.5},
+    Type.IQ1_M: {},
+    Type.IQ2_XXS: {0: 1 / 52},
+    Type.IQ2_XS: {0: 1 / 55},
+    Type.IQ2_S: {0: 1 / 60},
+    Type.IQ3_XXS: {0: 1 / 110},
+    Type.IQ3_S: {0: 1 / 150},
 }
-_CODES = {
-    Type.Q4_0: slice(2, 18),
-    Type.Q4_1: slice(4, 20),
-    Type.Q5_0: slice(2, 22),
-    Type.Q5_1: slice(4, 24),
-    Type.Q8_0: slice(2, 34),
-    Type.Q4_K: slice(16, 144),
-    Type.Q5_K: slice(16, 176),
-    Type.Q6_K: slice(0, 192),
+# Slices, or masks of the bytes at an offset. What is left over is scales.
+_CODES: dict[Type, list[tuple[slice, int]]] = {
+    Type.Q4_0: [(slice(2, 18), 0xFF)],
+    Type.Q4_1: [(slice(4, 20), 0xFF)],
+    Type.Q5_0: [(slice(2, 22), 0xFF)],
+    Type.Q5_1: [(slice(4, 24), 0xFF)],
+    Type.Q8_0: [(slice(2, 34), 0xFF)],
+    Type.IQ4_NL: [(slice(2, 18), 0xFF)],
+    Type.MXFP4: [(slice(1, 17), 0xFF)],
+    Type.Q2_K: [(slice(16, 80), 0xFF)],
+    Type.Q3_K: [(slice(0, 96), 0xFF)],
+    Type.Q4_K: [(slice(16, 144), 0xFF)],
+    Type.Q5_K: [(slice(16, 176), 0xFF)],
+    Type.Q6_K: [(slice(0, 192), 0xFF)],
+    Type.IQ4_XS: [(slice(8, 136), 0xFF)],
+    Type.IQ1_S: [(slice(2, 34), 0xFF), (slice(34, 50, 2), 0xFF), (slice(35, 50, 2), 0x0F)],
+    Type.IQ1_M: [(slice(0, 48), 0xFF)],
+    Type.IQ2_XXS: [(slice(2 + 8 * j + k, 3 + 8 * j + k), 0x0F if k == 7 else 0xFF) for j in range(8) for k in range(8)],
+    Type.IQ2_XS: [(slice(2, 66), 0xFF)],
+    Type.IQ2_S: [(slice(2, 74), 0xFF)],
+    Type.IQ3_XXS: [(slice(2, 66), 0xFF)] + [(slice(66 + k, 98, 4), 0x0F if k == 3 else 0xFF) for k in range(4)],
+    Type.IQ3_S: [(slice(2, 106), 0xFF)],
 }
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One matrix: its bytes, its float64 values, and for each value the offset in `value = scale * code + offset`."""
+    """One matrix: its bytes, its float64 values, and for each value the offset in `value = scale * code + offset`.
+
+    The offset is the value of code 0, which is all its bits 0. In the types with tables a code is what the table says, so there the offset is 0;
+    IQ1 counts from its lowest value, which entry 0 of the grid has throughout: with the shift -1/8 in IQ1_M, where shifts belong to the codes.
+    """
 
     type_id: Type
     data: np.ndarray  # uint8 [bytes]
@@ -58,13 +91,39 @@ def random_weights(type_id: Type, rows: int, cols: int, rng: np.random.Generator
     values_per_block, bytes_per_block = GGML_QUANT_SIZES[type_id]
     blocks = rng.integers(0, 256, (rows * cols // values_per_block, bytes_per_block), np.uint8)
     if extreme:
-        blocks[:, _CODES[type_id]] = rng.choice([0, 0x80, 0xFF], (len(blocks), 1))
+        _put_codes(blocks, type_id, rng.choice(np.array([0, 0x80, 0xFF], np.uint8), (len(blocks), 1)))
+    _put_scales(blocks, type_id, rng)
+    values = _dequantize(blocks, type_id, rows, cols)
+    return Weights(type_id, blocks.ravel(), values, _offsets(blocks, type_id, rows, cols))
+
+
+def _put_codes(blocks: np.ndarray, type_id: Type, bits: np.ndarray | int) -> None:
+    for place, mask in _CODES[type_id]:
+        blocks[:, place] = blocks[:, place] & (0xFF ^ mask) | bits & mask
+
+
+def _put_scales(blocks: np.ndarray, type_id: Type, rng: np.random.Generator) -> None:
     for at, magnitude in _HALVES[type_id].items():
-        scales = (magnitude * rng.uniform(0.5, 1.5, len(blocks)) * rng.choice([-1, 1], len(blocks))).astype(np.float16)
-        blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+        blocks[:, at : at + 2] = _random_halves(magnitude, len(blocks), rng).view(np.uint8).reshape(-1, 2)
+    if type_id is Type.MXFP4:
+        blocks[:, 0] = rng.integers(124, 128, len(blocks))  # exponents
+    if type_id is Type.IQ1_M:  # the four nibbles of the half are the highest of four words
+        nibbles = _random_halves(1 / 7.5, len(blocks), rng).view(np.uint16)[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15
+        blocks[:, 49::2] = blocks[:, 49::2] & 0x0F | nibbles.astype(np.uint8) << 4
+
+
+def _random_halves(magnitude: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    return (magnitude * rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)).astype(np.float16)
+
+
+def _offsets(blocks: np.ndarray, type_id: Type, rows: int, cols: int) -> np.ndarray:
+    if type_id in [*IQ_TYPES, Type.IQ4_NL, Type.MXFP4] and type_id not in (Type.IQ1_S, Type.IQ1_M):
+        return np.zeros((rows, cols))
     bare = blocks.copy()
-    bare[:, _CODES[type_id]] = 0
-    return Weights(type_id, blocks.ravel(), _dequantize(blocks, type_id, rows, cols), _dequantize(bare, type_id, rows, cols))
+    _put_codes(bare, type_id, 0)
+    if type_id is Type.IQ1_M:
+        bare[:, 32:48] = 0x88  # the shifts
+    return _dequantize(bare, type_id, rows, cols)
 
 
 def _dequantize(data: np.ndarray, type_id: Type, rows: int, cols: int) -> np.ndarray:

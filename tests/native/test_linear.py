@@ -19,7 +19,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from server import _native
-from tests.native.blocks import FLOAT_TYPES, QUANTISED_TYPES, TYPES, Weights, block_values, int8_activations, random_weights
+from tests.native.blocks import FLOAT_TYPES, GROUPS_OF_16, QUANTISED_TYPES, TYPES, Weights, block_values, int8_activations, random_weights
 from tests.native.isas import ISAS, UNIT, address, open_pool
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 31, 33)
@@ -54,7 +54,7 @@ def expected(weights: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cols = x.shape[1]
     floating = weights.type_id in FLOAT_TYPES
     used = x.astype(np.float64) if floating else int8_activations(x)
-    steps = cols + 7 if floating else cols // (16 if weights.type_id is Type.Q6_K else 32) + 10
+    steps = cols + 7 if floating else cols // (16 if weights.type_id in GROUPS_OF_16 else 32) + 10
     magnitudes = np.abs(used) @ (np.abs(weights.values - weights.offsets) + np.abs(weights.offsets)).T
     return used @ weights.values.T, steps * UNIT * magnitudes
 
@@ -186,6 +186,8 @@ def test_dequantize_rows_gives_the_rows_asked_for(pool: _native.Pool, type_id: T
     # scale * code and the sum with the offset: three roundings at most, the offset's own among them.
     bound = 3 * UNIT * (np.abs(weights.values - weights.offsets) + np.abs(weights.offsets))
     assert (np.abs(out - weights.values[ids]) <= bound[ids]).all()
+    if type_id is not Type.Q6_K:  # d * scale * code: 11 + 8 + 6 bits there, and at most the 24 of a float in the others
+        np.testing.assert_array_equal(out, weights.values[ids])
 
 
 def test_dequantize_rows_refuses_a_row_that_is_not_there(pool: _native.Pool) -> None:

@@ -41,7 +41,15 @@ MIXES: Mapping[str, Mix] = {
 }
 
 _FLOATS = frozenset({_T.F16, _T.BF16})
-_FALLBACKS = {_T.Q4_K: _T.Q5_0, _T.Q5_K: _T.Q5_1, _T.Q6_K: _T.Q8_0}  # from blocks of 256 to blocks of 32
+_IQ = (_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S, _T.IQ4_XS)
+_FALLBACKS = {  # from blocks of 256 to blocks of 32
+    _T.Q2_K: _T.Q4_0,
+    _T.Q3_K: _T.Q4_0,
+    _T.Q4_K: _T.Q5_0,
+    _T.Q5_K: _T.Q5_1,
+    _T.Q6_K: _T.Q8_0,
+    **dict.fromkeys(_IQ, _T.IQ4_NL),
+}
 _ALWAYS_F32 = re.compile(r".*(_norm\.weight|\.bias|ffn_gate_inp\.weight)")
 
 
@@ -68,7 +76,7 @@ class TypeChooser:
             return _T.F32
         if self.mix.base in _FLOATS:
             return self.mix.base
-        return _fitting(self._wanted(name, shape[-1]), shape[-1])
+        return fitting(self._wanted(name, shape[-1]), shape[-1])
 
     def _wanted(self, name: str, cols: int) -> GGMLQuantizationType:
         part = name.removesuffix(".weight").rpartition(".")[2]
@@ -93,7 +101,7 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def _fitting(kind: GGMLQuantizationType, cols: int) -> GGMLQuantizationType:
+def fitting(kind: GGMLQuantizationType, cols: int) -> GGMLQuantizationType:
     """The type itself, or where its blocks do not fill a row the next that does."""
     if cols % GGML_QUANT_SIZES[kind][0]:
         kind = _FALLBACKS.get(kind, kind)

@@ -1,7 +1,7 @@
 """GGUF files: found, mapped into memory, and handed out as read-only slices of the map. Nothing of a tensor is ever copied here.
 
-`find_gguf` names the file, `GGUFFile.open` maps it with all of its parts and checks their headers, `prefetch` pages them all in (for speed alone),
-and `file.data("blk.0.attn_q.weight")` is a tensor.
+`find_gguf` names the file, `GGUFFile.open` maps it with all of its parts and checks their headers, `file.data("blk.0.attn_q.weight")` is a tensor,
+and `page_in` and `give_back` say which parts of it will be read and were (for speed and memory alone).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from server.engine.gguf.sniff import describe_bytes
 from server.engine.gguf.split import PartName, check_parts, model_name, part_name, part_paths
 from server.errors import GGUFError, ModelError, ModelNotFound
 
-PREFETCH_CHUNK = 32 << 20  # bytes between two calls of progress
+PREFETCH_CHUNK = 32 << 20  # bytes that are mapped in one go
 MADV_POPULATE_READ = 22  # Linux 5.14 and later: map the pages now; Python's mmap does not name it yet
 NO_MODELS = frozenset({"mmproj", "imatrix", "adapter"})  # values of general.type that stand beside a model
 
@@ -47,6 +47,7 @@ class GGUFFile:
         self.metadata: Mapping[str, object] = MappingProxyType(first.header.metadata)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({name: info for part in parts for name, info in part.header.tensors.items()})
         self._data = {info.name: memoryview(part.map)[info.offset : info.offset + info.nbytes] for part in parts for info in part.header.tensors.values()}
+        self._part_of = {name: i for i, part in enumerate(parts) for name in part.header.tensors}
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
@@ -77,6 +78,28 @@ class GGUFFile:
             raise GGUFError(f"{self.path} has no tensor {name!r}, which its model needs: the file is incomplete, get another conversion of the model.")
         return self._data[name]
 
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor stands: the part that holds it, and its offset there."""
+        return self._part_of[name], self.tensors[name].offset
+
+    def page_in(self, name: str, begin: int, end: int) -> None:
+        """Read the tensor's bytes begin .. end - 1 from the disk into the map, many times faster than by faults, and let the disk go on with what follows.
+
+        Raises GGUFError where the disk fails.
+        """
+        part, offset = self.place(name)
+        mapped = self.maps[part]
+        for start, length in _page_ranges(offset + begin, offset + end):
+            _read_ahead(mapped, start + length)
+            _populate(mapped, start, min(length, len(mapped) - start), self.paths[part])
+
+    def give_back(self, name: str, begin: int, end: int) -> None:
+        """The tensor's bytes begin .. end - 1 need not stay in the map. They can still be read, at the price of faults."""
+        part, offset = self.place(name)
+        if begin < end:
+            start = (offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+            self.maps[part].madvise(mmap.MADV_DONTNEED, start, offset + end - start)
+
 
 def find_gguf(path: str | Path) -> Path:
     """A file as it is, or the one model in a directory (not in those below it), by its first part. Raises ModelNotFound, ModelError."""
@@ -95,19 +118,6 @@ def find_gguf(path: str | Path) -> Path:
     if not models:
         raise ModelNotFound(f"Directory {path} holds no language model, only what belongs beside one: {names}. Download the model itself.")
     raise ModelError(f"Directory {path} holds {len(models)} models: {names}. Give --gguf_path one of these files.")
-
-
-def prefetch(file: GGUFFile, progress: Callable[[int], None] | None = None) -> None:
-    """Page in all of the file's maps in order; `progress` is told the bytes done so far, and at the end their sum. Copies nothing."""
-    done = 0
-    for path, mapped in zip(file.paths, file.maps, strict=True):
-        for start in range(0, len(mapped), PREFETCH_CHUNK):
-            length = min(PREFETCH_CHUNK, len(mapped) - start)
-            _read_ahead(mapped, start + length)
-            _populate(mapped, start, length, path)
-            done += length
-            if progress is not None:
-                progress(done)
 
 
 def _open_part(path: Path) -> _Part:
@@ -166,8 +176,15 @@ def _is_model(file: Path) -> bool:
     return metadata.get("general.type") not in NO_MODELS and metadata.get("general.architecture") != "clip"
 
 
+def _page_ranges(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of the pages that hold begin .. end - 1, a chunk at a time."""
+    for start in range(begin // mmap.PAGESIZE * mmap.PAGESIZE, end, PREFETCH_CHUNK):
+        yield start, min(PREFETCH_CHUNK, end - start)
+
+
 def _read_ahead(mapped: mmap.mmap, start: int) -> None:
-    """Let the disk work on the chunk at `start` while the one before it is mapped."""
+    """Let the disk work on the chunk behind `start` while the one before it is mapped."""
+    start = start // mmap.PAGESIZE * mmap.PAGESIZE
     if start < len(mapped):
         mapped.madvise(mmap.MADV_WILLNEED, start, min(PREFETCH_CHUNK, len(mapped) - start))
 

@@ -109,7 +109,7 @@ def _number(path: Path, header: Header, key: str, default: int | None = None) ->
     if isinstance(value, int) and value >= 0:
         return value
     if value is None:
-        raise GGUFError(f"{path} is named as a part of a split model, but does not say which part it is ({key}): rename it, or download it again.")
+        raise GGUFError(f"{path} is named as a part of a split model, but its metadata does not say so ({key} is missing). Download that part again.")
     raise GGUFError(f"{path}: {key} is {value!r}, not a count. The file is damaged: download it again.")
 
 

@@ -5,7 +5,7 @@ Matrices are dequantised by the `gguf` package and held in full, so this is for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ class ReferenceOps:
         """[rows, cols], or [count, rows, cols] where there are several."""
         values = torch.from_numpy(dequantize(data, type_id, (count * rows, cols)).copy()).to(self.dtype)
         return values if count == 1 else values.view(count, rows, cols)
+
+    def lay_out(self, matrix: Tensor) -> Iterator[tuple[int, int]]:
+        return iter(())
 
     def linear(self, matrices: Sequence[Tensor], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
         wide = self._normed(x, norm).reshape(-1, matrices[0].shape[1])

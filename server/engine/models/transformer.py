@@ -73,7 +73,7 @@ class Family(Protocol):
 
 def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, layer: Callable[[Block], DecoderLayer]) -> Transformer:
     """The family's layers between the embedding, final norm and head that all share; without output.weight the head is tied."""
-    embedding = weights.matrix("token_embd.weight", vocab_size, hparams.hidden)
+    embedding = weights.table("token_embd.weight", vocab_size, hparams.hidden)
     head = weights.matrix("output.weight", vocab_size, hparams.hidden) if weights.has("output.weight") else embedding
     _leave_mtp(weights, hparams)
     return Transformer(

@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
 from server.engine.gguf import reader
-from server.engine.gguf.reader import GGUFFile, find_gguf, prefetch
+from server.engine.gguf.reader import GGUFFile, find_gguf
 from server.engine.gguf.writer import TensorData, write_gguf
 from server.errors import GGUFError, ModelError, ModelNotFound
 from tests.engine.gguf import raw
@@ -103,16 +103,18 @@ def test_broken_token_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("advice", [reader.MADV_POPULATE_READ, -1])  # -1: a kernel that does not know it
-def test_prefetch_pages_all_in_and_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advice: int) -> None:
+def test_page_in_maps_a_tensor_and_give_back_unmaps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, advice: int) -> None:
     monkeypatch.setattr(reader, "MADV_POPULATE_READ", advice)
     monkeypatch.setattr(reader, "PREFETCH_CHUNK", 1 << 20)
-    write_gguf(tmp_path / "m.gguf", {}, [TensorData.from_array("a", np.ones((5 << 18) + 7, np.float32), 0)])
+    values = np.arange((5 << 18) + 7, dtype=np.float32)
+    write_gguf(tmp_path / "m.gguf", {}, [TensorData.from_array("a", values, 0), TensorData.from_array("b", values, 0)])
     file = GGUFFile.open(tmp_path / "m.gguf")
-    before, told = _resident_file_bytes(), []
-    prefetch(file, told.append)
-    size = (tmp_path / "m.gguf").stat().st_size
-    assert told == [*range(1 << 20, size, 1 << 20), size]
-    assert _resident_file_bytes() - before > 0.9 * size
+    before = _resident_file_bytes()
+    file.page_in("b", 0, values.nbytes)
+    assert 0.9 * values.nbytes < _resident_file_bytes() - before < 1.6 * values.nbytes
+    file.give_back("b", 1 << 20, values.nbytes)
+    assert _resident_file_bytes() - before < 0.5 * values.nbytes
+    np.testing.assert_array_equal(np.frombuffer(file.data("b"), np.float32), values)  # what was given back can still be read
 
 
 def _resident_file_bytes() -> int:

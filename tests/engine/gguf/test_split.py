@@ -12,7 +12,7 @@ from gguf import GGUFReader
 
 from server.config import EngineConfig
 from server.engine.gguf import reader
-from server.engine.gguf.reader import GGUFFile, find_gguf, prefetch
+from server.engine.gguf.reader import GGUFFile, find_gguf
 from server.engine.gguf.writer import TensorData, write_gguf, write_split_gguf
 from server.engine.loader import load_model
 from server.engine.protocol import Step
@@ -81,13 +81,14 @@ def test_links_count_by_their_own_names(parts: list[Path], tmp_path: Path) -> No
         GGUFFile.open(snapshot / parts[0].name)
 
 
-def test_prefetch_reads_every_part_and_counts_their_sum(parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    file, told, paged = GGUFFile.open(parts[0]), [], []
-    monkeypatch.setattr(reader, "_populate", lambda mapped, start, length, path: paged.append((path, length)))
-    prefetch(file, told.append)
-    assert paged == [(part, part.stat().st_size) for part in parts]
-    assert told[-1] == file.nbytes
-    assert told == sorted(set(told))
+def test_page_in_reads_the_part_that_holds_the_tensor(parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file, paged = GGUFFile.open(parts[0]), []
+    monkeypatch.setattr(reader, "_populate", lambda mapped, start, length, path: paged.append(path))
+    for name, info in file.tensors.items():
+        file.page_in(name, 0, info.nbytes)
+    assert sorted(file.tensors, key=file.place) == list(file.tensors)
+    assert [file.paths[file.place(name)[0]] for name in file.tensors] == paged
+    assert set(paged) == set(parts)
 
 
 def test_the_engine_runs_a_split_model_as_the_whole_one(tmp_path: Path) -> None:
@@ -98,7 +99,8 @@ def test_the_engine_runs_a_split_model_as_the_whole_one(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     loads = [load_model(file, EngineConfig(cpu_infer=1), progress=lambda *done: told.append(done)) for file in (whole, split)]
     np.testing.assert_array_equal(*(load.engine.logits(Step((3, 1, 4), 0, (0,), None)).numpy() for load in loads))
-    assert told[-1] == (split.nbytes, split.nbytes)
+    nbytes = sum(info.nbytes for info in split.tensors.values())
+    assert told[-1] == (nbytes, nbytes)
     for load in loads:
         load.engine.close()
 
@@ -134,7 +136,7 @@ MISFITS: list[tuple[Callable[[list[Path]], object], str]] = [
     (lambda parts: shutil.copy(parts[0], parts[1]), r"R1-00001-of-00003\.gguf and R1-00002-of-00003\.gguf both hold part 1 .*Download both again"),
     (lambda parts: rewrite(parts[1], said(4, 3, 7), "t2"), r"R1-00002-of-00003\.gguf holds part 5, not the one that its name says"),
     (lambda parts: rewrite(parts[1], said(1, 4, 7), "t2"), r"named as one of 3 parts, but says that it is one of 4: it is from another model"),
-    (lambda parts: rewrite(parts[1], {}, "t2"), r"R1-00002-of-00003\.gguf is named as a part .*does not say which part it is \(split\.no\)"),
+    (lambda parts: rewrite(parts[1], {}, "t2"), r"R1-00002-of-00003\.gguf is named as a part .*\(split\.no is missing\)"),
     (lambda parts: rewrite(parts[1], {**said(1, 3, 7), "split.no": "one"}, "t2"), r"split\.no is 'one', not a count.*download it again"),
     (lambda parts: rewrite(parts[1], said(1, 3, 9), "t2"), r"parts of different models \(split\.tensors\.count: 7 and 9\)"),
     (

@@ -1,0 +1,124 @@
+// Products from tile order (tiles-inl.h): gemv for few tokens, straight from the strips as they come from RAM; gemm for many, through panels
+// that are unpacked once into cache-sized scratch, as in row order.
+//
+// For a strip and a token, with s, o and c the rows' scales, offsets and codes, sx and q the activations':
+//   sum over groups of  (s * sx) * (c . q)  +  o * (sx * sum(q))
+// in a lane for each row.
+#pragma once
+
+#include "gemm-inl.h"
+#include "isa/kernels.h"
+#include "tiles-inl.h"
+
+namespace moespan {
+namespace {
+
+// T tokens from t on times one strip; sums[part][i]. What lies kAhead behind in memory is fetched meanwhile.
+template <class Ops, class Tiles, int T>
+inline void strip_tile(const uint8_t* strip, const Tokens& x, size_t t, typename Ops::Reg (*sums)[T]) {
+    using Reg = typename Ops::Reg;
+    constexpr int kGroups = kSubBlock / Tiles::kGroup, kGroupSteps = Tiles::kGroup / 4;
+    constexpr size_t kPartBytes = 4 * Ops::kLanes;
+    const size_t subs = x.cols / kSubBlock;
+    const uint8_t *lines = strip, *scales = strip + Strip<Tiles>::code_bytes(x.cols);
+    const float* group_sums = Tiles::kGroup == kSubBlock ? x.sums : x.half_sums;
+    const int8_t* codes[T];
+    for (int i = 0; i < T; ++i) codes[i] = x.codes + (t + i) * x.cols;
+    for (int part = 0; part < kParts<Ops>; ++part) {
+        for (int i = 0; i < T; ++i) sums[part][i] = Ops::zero();
+    }
+    for (size_t first = 0; first < subs; first += kSpanSubs) {
+        const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
+        const typename Tiles::SpanScales span(scales, count);
+        for (size_t byte = 0; byte < kSpanSubs * Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch(scales + kAhead + byte);
+        for (int j = 0; j < count; ++j) {
+            const size_t at = first + j;
+            for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch(lines + kAhead + line * kLine);
+#pragma GCC unroll 2
+            for (int part = 0; part < kParts<Ops>; ++part) {
+                typename Ops::Step steps[kSteps];
+                Planes<Ops, Tiles::kBits>::unpack(lines + part * kPartBytes, steps);
+#pragma GCC unroll 2
+                for (int g = 0; g < kGroups; ++g) {
+                    const Reg scale = span.scale(j * kGroups + g, part), offset = span.offset(j * kGroups + g, part, scale);
+#pragma GCC unroll 8
+                    for (int i = 0; i < T; ++i) {
+                        const Reg dots = Ops::template dot_steps<kGroupSteps, Tiles::kSigned, Tiles::kMaxCode>(
+                            steps + g * kGroupSteps, codes[i] + at * kSubBlock + g * Tiles::kGroup);
+                        const size_t token = (t + i) * subs + at;
+                        sums[part][i] = Ops::fma(dots, Ops::mul(scale, Ops::broadcast(x.scales[token])), sums[part][i]);
+                        if constexpr (Tiles::kOffset) sums[part][i] = Ops::fma(offset, Ops::broadcast(group_sums[token * kGroups + g]), sums[part][i]);
+                    }
+                }
+            }
+            lines += Tiles::kBits * kLine;
+        }
+        scales += count * Tiles::kSubScaleBytes;
+    }
+}
+
+// Rows::data is a strip, and row_bytes a strip's.
+template <class Ops, class Tiles>
+void gemv_strips(const Rows& rows, const Tokens& x, const Outputs& out) {
+    for (size_t row = 0; row < rows.count; row += kStripRows) {
+        const uint8_t* strip = rows.data + row / kStripRows * rows.row_bytes;
+        in_tiles<Ops::kStripTokens>(0, x.n, [&]<int T>(size_t t) {
+            typename Ops::Reg sums[kParts<Ops>][T];
+            strip_tile<Ops, Tiles, T>(strip, x, t, sums);
+            for (int part = 0; part < kParts<Ops>; ++part) {
+                const size_t at = row + part * Ops::kLanes;
+                if (at < rows.count) put_panel<Ops, T>(out, t, at, rows.count - at < Ops::kLanes ? rows.count - at : Ops::kLanes, sums[part]);
+            }
+        });
+    }
+}
+
+// One part of a strip into a panel.
+template <class Ops, class Tiles>
+void unpack_strip(const uint8_t* strip, size_t part, size_t cols, const Panel<Ops, Tiles>& panel) {
+    constexpr size_t P = Ops::kLanes;
+    constexpr int kGroups = kSubBlock / Tiles::kGroup;
+    const size_t subs = cols / kSubBlock;
+    const uint8_t *lines = strip + part * 4 * P, *scales = strip + Strip<Tiles>::code_bytes(cols);
+    for (size_t first = 0; first < subs; first += kSpanSubs) {
+        const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
+        const typename Tiles::SpanScales span(scales, count);
+        for (int g = 0; g < count * kGroups; ++g) {
+            const size_t to = (first * kGroups + g) * P;
+            const auto scale = span.scale(g, (int)part);
+            Ops::store(panel.scales + to, scale);
+            if constexpr (Tiles::kOffset) Ops::store(panel.offsets + to, span.offset(g, (int)part, scale));
+        }
+        for (int j = 0; j < count; ++j, lines += Tiles::kBits * kLine) {
+            typename Ops::Step steps[kSteps];
+            Planes<Ops, Tiles::kBits>::unpack(lines, steps);
+            for (int s = 0; s < kSteps; ++s) Ops::store_step(panel.codes + ((first + j) * kSteps + s) * 4 * P, steps[s]);
+        }
+        scales += count * Tiles::kSubScaleBytes;
+    }
+}
+
+template <class Ops, class Tiles>
+void gemm_strips(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratch) {
+    constexpr size_t P = Ops::kLanes;
+    const size_t bytes = Panel<Ops, Tiles>::bytes(x.cols);
+    gemm_chunk<Ops, Ops::kTokens>(
+        rows, x, x.cols,
+        [&](size_t p, size_t row, size_t) {
+            const uint8_t* strip = rows.data + row / kStripRows * rows.row_bytes;
+            unpack_strip(strip, row % kStripRows / P, x.cols, Panel<Ops, Tiles>(scratch + p * bytes, x.cols));
+        },
+        [&]<int T>(size_t p, size_t row, size_t count, size_t t) {
+            typename Ops::Reg sums[T];
+            panel_tile<Ops, Tiles, T>(Panel<Ops, Tiles>(scratch + p * bytes, x.cols), x, t, sums);
+            put_panel<Ops, T>(out, t, row, count, sums);
+        });
+}
+
+template <class Tiles>
+size_t strip_bytes(size_t cols) {
+    return Strip<Tiles>::bytes(cols);
+}
+
+}  // namespace
+}  // namespace moespan

@@ -1,0 +1,44 @@
+"""Weights on their way from the file: laid out in the file's order, and given back to the page cache as they go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from gguf import GGMLQuantizationType as Type
+
+from server.config import EngineConfig
+from server.engine.gguf.reader import GGUFFile
+from server.engine.loader import load_model
+from server.engine.ops import Matrix, Ops
+from tests.engine.tiny_models import write_tiny
+
+
+@pytest.mark.parametrize("family", ["llama", "deepseek-v3"])
+def test_all_but_the_embedding_and_float_matrices_end_in_tile_order(family: str, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "m.gguf", family, quant=lambda _: Type.Q8_0)
+    file = GGUFFile.open(tmp_path / "m.gguf")
+    taken: list[Matrix] = []
+    told: list[tuple[int, int]] = []
+
+    class Watching:
+        def __init__(self, ops: Ops) -> None:
+            self._ops = ops
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._ops, name)
+
+        def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Matrix:
+            taken.append(self._ops.matrix(type_id, rows, cols, data, count))
+            return taken[-1]
+
+    def wrap(ops: Ops) -> Ops:
+        return cast(Ops, Watching(ops))
+
+    load_model(file, EngineConfig(cpu_infer=1), wrap=wrap, progress=lambda *done: told.append(done)).engine.close()
+    in_rows = [matrix for matrix in taken if not matrix.in_tiles]
+    assert any(matrix.in_tiles for matrix in taken)
+    assert [matrix.rows for matrix in in_rows if matrix.type_id == 8] == [file.tensors["token_embd.weight"].shape[0]]
+    assert told == sorted(told)
+    assert told[-1] == (told[-1][1], sum(info.nbytes for info in file.tensors.values()))
