@@ -24,6 +24,7 @@ struct Rows {
     const uint8_t* data;
     size_t row_bytes;
     size_t count;
+    const uint8_t* next = nullptr;  // what this thread reads after them, to be fetched meanwhile; null when that is not known
 };
 
 // Where a product goes: element (token, row) is data[token * stride + row].

@@ -18,6 +18,7 @@ struct OpsAvx2 : VecAvx2 {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
     }
     static void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+    static void prefetch_far(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
     static Codes load_codes(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
     static void store_codes(void* p, Codes c) { _mm256_storeu_si256((__m256i*)p, c); }

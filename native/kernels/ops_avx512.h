@@ -22,6 +22,7 @@ struct OpsAvx512 : VecAvx512 {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
     }
     static void prefetch(const void* p) { Narrow::prefetch(p); }
+    static void prefetch_far(const void* p) { Narrow::prefetch_far(p); }
 
     static Codes load_codes(const void* p) { return Narrow::load_codes(p); }
     static void store_codes(void* p, Codes c) { Narrow::store_codes(p, c); }

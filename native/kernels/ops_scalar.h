@@ -29,7 +29,8 @@ struct OpsScalar : VecScalar {
 
     static float half(uint16_t bits) { return half_to_float(bits); }
     static Reg load_bf16(const uint16_t* p) { return each([=](int i) { return bits_to_float((uint32_t)p[i] << 16); }); }
-    static void prefetch(const void*) {}
+    static void prefetch(const void*) {}      // into L1
+    static void prefetch_far(const void*) {}  // into L2
 
     // --- codes from packed bytes ---
     static Codes load_codes(const void* p) {

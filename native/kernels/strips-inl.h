@@ -13,9 +13,12 @@
 namespace moespan {
 namespace {
 
-// T tokens from t on times one strip; sums[part][i]. What lies kAhead behind in memory is fetched meanwhile.
+// Bytes, at least, between the strip that is read and the one that is fetched, into L2: as much as comes from RAM while a core waits for the first of it.
+constexpr size_t kStripsAhead = 32 * 1024;
+
+// T tokens from t on times one strip; sums[part][i]. Another strip of the matrix, `ahead` behind it in memory, is fetched meanwhile.
 template <class Ops, class Tiles, int T>
-inline void strip_tile(const uint8_t* strip, const Tokens& x, size_t t, typename Ops::Reg (*sums)[T]) {
+inline void strip_tile(const uint8_t* strip, ptrdiff_t ahead, const Tokens& x, size_t t, typename Ops::Reg (*sums)[T]) {
     using Reg = typename Ops::Reg;
     constexpr int kGroups = kSubBlock / Tiles::kGroup, kGroupSteps = Tiles::kGroup / 4;
     constexpr size_t kPartBytes = 4 * Ops::kLanes;
@@ -30,10 +33,10 @@ inline void strip_tile(const uint8_t* strip, const Tokens& x, size_t t, typename
     for (size_t first = 0; first < subs; first += kSpanSubs) {
         const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
         const typename Tiles::SpanScales span(scales, count);
-        for (size_t byte = 0; byte < kSpanSubs * Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch(scales + kAhead + byte);
+        for (size_t byte = 0; byte < kSpanSubs * Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch_far(scales + ahead + byte);
         for (int j = 0; j < count; ++j) {
             const size_t at = first + j;
-            for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch(lines + kAhead + line * kLine);
+            for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch_far(lines + ahead + line * kLine);
 #pragma GCC unroll 2
             for (int part = 0; part < kParts<Ops>; ++part) {
                 typename Ops::Step steps[kSteps];
@@ -60,11 +63,19 @@ inline void strip_tile(const uint8_t* strip, const Tokens& x, size_t t, typename
 // Rows::data is a strip, and row_bytes a strip's.
 template <class Ops, class Tiles>
 void gemv_strips(const Rows& rows, const Tokens& x, const Outputs& out) {
+    const size_t strips = (rows.count + kStripRows - 1) / kStripRows, apart = (kStripsAhead + rows.row_bytes - 1) / rows.row_bytes;
     for (size_t row = 0; row < rows.count; row += kStripRows) {
-        const uint8_t* strip = rows.data + row / kStripRows * rows.row_bytes;
+        const size_t i = row / kStripRows, fetched = i + apart;
+        const uint8_t* strip = rows.data + i * rows.row_bytes;
+        ptrdiff_t ahead = 0;  // the strip itself: nothing is fetched
+        if (fetched < strips) {
+            ahead = (ptrdiff_t)(apart * rows.row_bytes);
+        } else if (rows.next != nullptr) {
+            ahead = (ptrdiff_t)((uintptr_t)rows.next + (fetched - strips) * rows.row_bytes - (uintptr_t)strip);
+        }
         in_tiles<Ops::kStripTokens>(0, x.n, [&]<int T>(size_t t) {
             typename Ops::Reg sums[kParts<Ops>][T];
-            strip_tile<Ops, Tiles, T>(strip, x, t, sums);
+            strip_tile<Ops, Tiles, T>(strip, ahead, x, t, sums);
             for (int part = 0; part < kParts<Ops>; ++part) {
                 const size_t at = row + part * Ops::kLanes;
                 if (at < rows.count) put_panel<Ops, T>(out, t, at, rows.count - at < Ops::kLanes ? rows.count - at : Ops::kLanes, sums[part]);

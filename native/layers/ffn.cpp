@@ -89,7 +89,7 @@ class Pieces {
         const size_t width = last - first;
         auto* gated = reinterpret_cast<float*>(scratch + panel_bytes(group));
         float* upped = gated + group.count * width;
-        gate_.compute(group.expert, first, last, input_of(group), {gated, width, false}, scratch);
+        gate_.compute(group.expert, first, last, input_of(group), {gated, width, false}, scratch, up_.address(group.expert, first));
         up_.compute(group.expert, first, last, input_of(group), {upped, width, false}, scratch);
         for (size_t i = 0; i < group.count; ++i, gated += width, upped += width) {
             kernels_.silu_mul(gated, upped, gated, width);
@@ -108,12 +108,13 @@ class Pieces {
         for (size_t g = 0; g < call_.group_count; ++g) {
             const Group& group = call_.groups[g];
             const Tokens hidden = hidden_.rows(group.first, group.count);
+            const uint8_t* next = g + 1 < call_.group_count ? down_.address(call_.groups[g + 1].expert, first) : nullptr;
             if (call_.tokens == nullptr) {
-                down_.compute(group.expert, first, last, hidden, {call_.out + first, stride, call_.accumulate || g > 0}, scratch);
+                down_.compute(group.expert, first, last, hidden, {call_.out + first, stride, call_.accumulate || g > 0}, scratch, next);
                 continue;
             }
             auto* results = reinterpret_cast<float*>(scratch + down_.scratch_bytes(group.count, last - first));
-            down_.compute(group.expert, first, last, hidden, {results, last - first, false}, scratch);
+            down_.compute(group.expert, first, last, hidden, {results, last - first, false}, scratch, next);
             add_to_tokens(results, group, first, last);
         }
     }

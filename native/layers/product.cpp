@@ -37,9 +37,8 @@ size_t Product::scratch_bytes(size_t n, size_t rows) const {
     return by_panels(n) ? round_up(ceil_div(rows, panel_rows_) * format_.panel_bytes(matrix_.cols), 64) : 0;
 }
 
-void Product::compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch) const {
-    const size_t from = matrix_.in_tiles ? first / kStripRows : first;
-    const Rows rows{matrix_.data + i * matrix_.bytes() + from * matrix_.row_bytes, matrix_.row_bytes, last - first};
+void Product::compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch, const uint8_t* next) const {
+    const Rows rows{address(i, first), matrix_.row_bytes, last - first, next};
     if (by_panels(x.n)) {
         (matrix_.in_tiles ? format_.tiles.gemm : format_.gemm)(rows, x, out, scratch);
     } else {

@@ -40,8 +40,13 @@ class Product {
     // What compute needs of scratch.
     size_t scratch_bytes(size_t n, size_t rows) const;
 
-    // Rows first .. last - 1 of the i-th matrix; row `first` of token 0 goes to out.data[0]. In tile order, `first` is that of a strip.
-    void compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch) const;
+    // Where row `first` of the i-th matrix lies; in tile order, `first` is that of a strip.
+    const uint8_t* address(size_t i, size_t first) const {
+        return matrix_.data + i * matrix_.bytes() + (matrix_.in_tiles ? first / kStripRows : first) * matrix_.row_bytes;
+    }
+
+    // Rows first .. last - 1 of the i-th matrix; row `first` of token 0 goes to out.data[0]. `next` is Rows::next.
+    void compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch, const uint8_t* next = nullptr) const;
 
   private:
     bool by_panels(size_t n) const { return n >= (matrix_.in_tiles ? format_.tiles.gemm_from : format_.gemm_from); }
