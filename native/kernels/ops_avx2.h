@@ -228,6 +228,7 @@ struct OpsAvx2 : VecAvx2 {
         return _mm256_and_si256(shift == 0 ? s : shifted, _mm256_set1_epi8((char)mask));
     }
     static Step or_step(Step a, Step b) { return _mm256_or_si256(a, b); }
+    static Step lookup_step(Step s, const int8_t* values) { return lookup(s, values); }
     static Reg lanes_u8(const uint8_t* p) { return from_u8(p); }
     static Reg lanes_i8(const int8_t* p) { return from_i8(p); }
     template <int steps, bool kSigned, int kMax>

@@ -128,6 +128,9 @@ struct OpsAvx512 : VecAvx512 {
         return _mm512_and_si512(shift == 0 ? s : shifted, _mm512_set1_epi8((char)mask));
     }
     static Step or_step(Step a, Step b) { return _mm512_or_si512(a, b); }
+    static Step lookup_step(Step s, const int8_t* values) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)values)), s);
+    }
     static Reg lanes_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
     static Reg lanes_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
     template <int steps, bool kSigned, int kMax>

@@ -222,6 +222,11 @@ struct OpsScalar : VecScalar {
         for (int i = 0; i < 4 * kLanes; ++i) a.byte[i] |= b.byte[i];
         return a;
     }
+    // values[byte] for bytes below 16; values is aligned to 16.
+    static Step lookup_step(Step s, const int8_t* values) {
+        for (uint8_t& b : s.byte) b = (uint8_t)values[b];
+        return s;
+    }
     static Reg lanes_u8(const uint8_t* p) { return each([=](int i) { return (float)p[i]; }); }
     static Reg lanes_i8(const int8_t* p) { return each([=](int i) { return (float)p[i]; }); }
     // As dot_panel, of steps in registers and one token.

@@ -40,7 +40,7 @@ inline void strip_tile(const uint8_t* strip, ptrdiff_t ahead, const Tokens& x, s
 #pragma GCC unroll 2
             for (int part = 0; part < kParts<Ops>; ++part) {
                 typename Ops::Step steps[kSteps];
-                Planes<Ops, Tiles::kBits>::unpack(lines + part * kPartBytes, steps);
+                open_steps<Ops, Tiles>(lines + part * kPartBytes, steps);
 #pragma GCC unroll 2
                 for (int g = 0; g < kGroups; ++g) {
                     const Reg scale = span.scale(j * kGroups + g, part), offset = span.offset(j * kGroups + g, part, scale);
@@ -102,7 +102,7 @@ void unpack_strip(const uint8_t* strip, size_t part, size_t cols, const Panel<Op
         }
         for (int j = 0; j < count; ++j, lines += Tiles::kBits * kLine) {
             typename Ops::Step steps[kSteps];
-            Planes<Ops, Tiles::kBits>::unpack(lines, steps);
+            open_steps<Ops, Tiles>(lines, steps);
             for (int s = 0; s < kSteps; ++s) Ops::store_step(panel.codes + ((first + j) * kSteps + s) * 4 * P, steps[s]);
         }
         scales += count * Tiles::kSubScaleBytes;

@@ -16,6 +16,7 @@
 #include "rope-inl.h"
 #include "sweep-inl.h"
 #include "strips-inl.h"
+#include "tiles_iq-inl.h"
 #include "tiles_k-inl.h"
 
 namespace moespan {
@@ -46,7 +47,7 @@ constexpr FormatKernels kFormats[] = {
     floating<Ops, F32<Ops>>(), floating<Ops, F16<Ops>>(), floating<Ops, BF16<Ops>>(),
     tiled<Ops, Q4_0Tiles<Ops>>(), tiled<Ops, Q4_1Tiles<Ops>>(), tiled<Ops, Q5_0Tiles<Ops>>(), tiled<Ops, Q5_1Tiles<Ops>>(), tiled<Ops, Q8_0Tiles<Ops>>(),
     tiled<Ops, Q4_KTiles<Ops>>(), tiled<Ops, Q5_KTiles<Ops>>(), tiled<Ops, Q6_KTiles<Ops>>(),
-    tiled<Ops, Q2_KTiles<Ops>>(), tiled<Ops, Q3_KTiles<Ops>>(), quantised<Ops, IQ4_NL<Ops>>(), quantised<Ops, IQ4_XS<Ops>>(), quantised<Ops, MXFP4<Ops>>(),
+    tiled<Ops, Q2_KTiles<Ops>>(), tiled<Ops, Q3_KTiles<Ops>>(), tiled<Ops, IQ4_NLTiles<Ops>>(), tiled<Ops, IQ4_XSTiles<Ops>>(), tiled<Ops, MXFP4Tiles<Ops>>(),
     quantised<Ops, IQ1_S<Ops>>(), quantised<Ops, IQ1_M<Ops>>(), quantised<Ops, IQ2_XXS<Ops>>(), quantised<Ops, IQ2_XS<Ops>>(), quantised<Ops, IQ2_S<Ops>>(),
     quantised<Ops, IQ3_XXS<Ops>>(), quantised<Ops, IQ3_S<Ops>>(),
 };

@@ -106,6 +106,15 @@ struct Planes {
     }
 };
 
+// One part of a sub-block's codes; those of a format with a table of 16 `values` are looked up there.
+template <class Ops, class Tiles>
+inline void open_steps(const uint8_t* lines, typename Ops::Step* steps) {
+    Planes<Ops, Tiles::kBits>::unpack(lines, steps);
+    if constexpr (requires { Tiles::values(); }) {
+        for (int s = 0; s < kSteps; ++s) steps[s] = Ops::lookup_step(steps[s], Tiles::values());
+    }
+}
+
 // Formats with a half for each block of 32, and one more for its minimum where kMin.
 template <class Ops, class Row, int bits, int kZeroPoint, bool kMin>
 struct SimpleTiles : Row {
