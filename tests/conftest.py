@@ -27,7 +27,6 @@ def _has_gpu() -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     flags = _cpu_flags()
     missing = {
-        "avx512": None if {"avx512bw", "avx512_vnni"} <= flags else "this CPU has no AVX-512 VNNI",
         "amx": None if {"amx_tile", "amx_int8", "amx_bf16"} <= flags else "this CPU has no AMX",
         "slow": None if "slow" in (config.getoption("-m") or "") else "takes minutes; run with -m slow",
         "peers": None if "peers" in (config.getoption("-m") or "") else "runs beside a rival engine; run with -m peers",

@@ -103,7 +103,7 @@ def test_free_memory_is_some_of_the_machine() -> None:
 
 REFUSED = [
     (["r2", "m.gguf"], 2, "There is no shape 'r2'; there is v2-lite, v2, v3, r1,"),
-    (["tiny", "m.gguf", "--quant", "iq1_s"], 2, "--quant iq1_s: there is no such mix; there is q4_k_m,"),
+    (["tiny", "m.gguf", "--quant", "q1_s"], 2, "--quant q1_s: there is no such mix; there is q4_k_m,"),
     (["v3", "m.gguf", "--layers", "3"], 2, "--layers 3: v3 can have 4 to 61 layers (3 of them dense, then those with experts)."),
     (["qwen3-0.6b", "m.gguf", "--layers", "29"], 2, "--layers 29: qwen3-0.6b can have 1 to 28 layers."),
     (["tiny", "m.gguf", "--layers", "0"], 2, "--layers: invalid count (1 or more) value: '0'"),

@@ -62,6 +62,12 @@ def test_a_key_left_empty_keeps_its_default(write):
     assert load_config(write("")) == Config()
 
 
+def test_yaml_reads_off_as_false_and_means_off_all_the_same(write):
+    for text in ("off", "'off'", "no"):
+        assert load_config(write(f"engine: {{numa: {text}}}\n")).engine.numa == "off"
+    assert load_config(write("engine: {numa: replicate}\n"), {"numa": "shard"}).engine.numa == "shard"
+
+
 def test_a_flag_names_another_model_than_the_file(write):
     assert load_config(write("model: {gguf_path: a.gguf}"), {"model": "smollm2"}).model == ModelConfig(model="smollm2")
     assert load_config(write("model: {model: smollm2}"), {"gguf_path": "a.gguf"}).model.gguf_path == Path("a.gguf")
@@ -104,6 +110,8 @@ def test_a_file_that_is_not_there():
         ({"cache_lens": "0"}, "cache_lens is 0, but the KV cache must hold the prompt and the reply"),
         ({"cache_lens": "1"}, "at least 2 tokens"),
         ({"cache_type": "q8"}, "--cache_type must be one of f16, f32, not 'q8'"),
+        ({"prefill_precision": "int4"}, "--prefill_precision must be one of auto, bf16, int8, not 'int4'"),
+        ({"numa": "both"}, "--numa must be one of auto, shard, replicate, off, not 'both'"),
         ({"device": "cuda"}, "--device must be one of auto, cpu, not 'cuda'"),
         ({"prefill_chunk": "0"}, "prefill_chunk is 0"),
         ({"experts_per_token": "0"}, "experts_per_token is 0, but a token uses at least 1 routed expert. Leave it out"),

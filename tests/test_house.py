@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 SERVER = Path(__file__).parent.parent / "server"
 ISA_UNITS = Path(__file__).parent.parent / "native" / "isa"
+BUILDS = Path(__file__).parent.parent / "build"
 KERNELS = Path(__file__).parent.parent / "native" / "kernels"
 
 
@@ -27,3 +33,15 @@ def test_isa_units_see_no_standard_cpp_header() -> None:
     assert files
     assert included
     assert included <= allowed
+
+
+def test_isa_units_give_away_their_tables_alone() -> None:
+    """The same of what was compiled: whatever a linker could take from such a unit, weak symbols too, is constant data that kernels.h declares."""
+    objects = [path for unit in ISA_UNITS.glob("kernels_*.cpp") for path in BUILDS.glob(f"*/CMakeFiles/_native.dir/native/isa/{unit.name}.o")]
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("no object files of the native module lie in build/, or there is no nm to read them")
+    for path in objects:
+        listed = subprocess.run(["nm", "--demangle", "--defined-only", "--extern-only", path], capture_output=True, text=True, check=True).stdout
+        symbols = [line.split(maxsplit=2)[1:] for line in listed.splitlines()]
+        assert symbols
+        assert all(kind in "DR" and re.fullmatch(r"moespan::k\w+(Kernels|PeakLoop)", name) for kind, name in symbols), (path, symbols)

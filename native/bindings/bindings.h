@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "layers/program.h"
 #include "pool/pool.h"
 
 namespace moespan {
@@ -49,7 +50,7 @@ inline size_t positive(int64_t value, const char* name) {
 // The pool as Python holds it: close() may come before the last reference goes.
 class PyPool {
   public:
-    PyPool(const std::vector<int>& cpus, const std::string& isa, int spin_us);
+    PyPool(const std::vector<int>& cpus, const std::string& isa, int spin_us, const std::vector<size_t>& nodes);
 
     Pool& get() const {
         require(pool_ != nullptr, "the pool is closed");
@@ -57,14 +58,28 @@ class PyPool {
     }
     void close() { pool_.reset(); }
 
+    // Runs an operation without the GIL; or, while a program is recorded, adds it there and leaves all data as it is.
+    template <class Call>
+    void perform(const Call& operation, const Place& place = {}) {
+        Pool& native = get();
+        if (recorded_ != nullptr) return recorded_->add(operation);
+        py::gil_scoped_release release;
+        operation(native, place);
+    }
+
+    // Where operations go from now on; null: they are run.
+    void record_to(Program* program) { recorded_ = program; }
+
   private:
     std::unique_ptr<Pool> pool_;
+    Program* recorded_ = nullptr;
 };
 
 void bind_linear(py::module_& module, py::class_<PyPool>& pool);  // linear.cpp: Matrix, linear, ffn, dequantize_rows
-void bind_experts(py::class_<PyPool>& pool);                     // experts.cpp: experts, route
+void bind_experts(py::class_<PyPool>& pool);                     // experts.cpp: experts, route, sigmoid
 void bind_attention(py::class_<PyPool>& pool);                   // attention.cpp: rms_norm, rope, store_kv, attention, attend
 void bind_latent(py::class_<PyPool>& pool);                      // latent.cpp: linear_heads, attend_latent
 void bind_bench(py::class_<PyPool>& pool);                       // bench.cpp: read_sweep, peak_ops
+void bind_program(py::module_& module, py::class_<PyPool>& pool); // program.cpp: Program, record
 
 }  // namespace moespan

@@ -2,83 +2,58 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "bindings/bindings.h"
-#include "layers/tiles.h"
+#include "layers/parts.h"
 #include "pool/pages.h"
 
 namespace moespan {
 
-// A matrix and the Python buffer that it borrows, an mmap's memoryview mostly, until it is packed: then it has memory of its own, in tile order.
+// A matrix and the Python buffer that it borrows, an mmap's memoryview mostly, until it is packed: then it has memory of its own, in tile order where its
+// type has one. Where it was spread before, that is one part for each of the pool's nodes.
 class PyMatrix {
   public:
-    PyMatrix(uint32_t type_id, int64_t rows, int64_t cols, const py::object& data, int64_t count) {
-        const FormatKernels* format = find_format(type_id);
-        require(format != nullptr, "GGUF type id ", type_id, " is not supported");
-        matrix_ = {type_id, positive(rows, "rows"), positive(cols, "cols"), 0, nullptr, positive(count, "count")};
-        require(matrix_.cols % format->block_values == 0, "cols is ", cols, ", but type ", type_id, " has blocks of ", format->block_values, " values");
-        matrix_.row_bytes = matrix_.cols / format->block_values * format->block_bytes;
-        require(matrix_.cols <= SIZE_MAX / 64 && matrix_.rows <= SIZE_MAX / 2 / matrix_.row_bytes / matrix_.count, shape(), " is too large");
-
-        if (PyObject_GetBuffer(data.ptr(), &buffer_, PyBUF_SIMPLE) != 0) throw py::error_already_set();
-        matrix_.data = static_cast<const uint8_t*>(buffer_.buf);
-        const auto bytes = static_cast<size_t>(buffer_.len);
-        const size_t needed = matrix_.count * matrix_.rows * matrix_.row_bytes;
-        if (bytes != needed) {
-            PyBuffer_Release(&buffer_);
-            require(false, shape(), " of type ", type_id, matrix_.count == 1 ? " has " : " have ", needed, " bytes, not ", bytes);
-        }
-    }
+    PyMatrix(uint32_t type_id, int64_t rows, int64_t cols, const py::object& data, int64_t count);
     ~PyMatrix() { PyBuffer_Release(&buffer_); }  // which does nothing the second time
     PyMatrix(const PyMatrix&) = delete;
     PyMatrix& operator=(const PyMatrix&) = delete;
 
-    const Matrix& get() const { return matrix_; }
+    // For reading: refuses what lies in parts.
+    const Matrix& get() const;
+    // Its type and shape.
+    const Matrix& shape() const { return matrix_; }
+    const FormatKernels& format() const { return *format_; }
+    size_t bytes() const;  // in the order that it is in
+    bool in_tiles() const { return packed_all_ && format_->tiles.pack != nullptr; }
 
-    // Strips that are still to be packed, all matrices together; 0 for a type without tile order.
-    size_t strips_left() const {
-        const bool never = matrix_.in_tiles || find_format(matrix_.type_id)->tiles.pack == nullptr;
-        return never ? 0 : matrix_.count * strips_each() - packed_;
-    }
+    // Strips that are still to be packed, all matrices together; 0 for what stays as it is.
+    size_t strips_left() const;
     // Where in the buffer the next strip's rows begin.
     size_t next_byte() const { return packed_ / strips_each() * matrix_.bytes() + packed_ % strips_each() * kStripRows * matrix_.row_bytes; }
+    // Packs the next strips. After the last one the buffer is let go.
+    void pack(PyPool& pool, int64_t strips);
 
-    // Packs the next strips. After the last one the matrix is in tile order and the buffer is let go.
-    void pack(PyPool& pool, int64_t strips) {
-        const size_t last = packed_ + positive(strips, "strips");
-        require(last <= packed_ + strips_left(), strips, " strips to pack, but ", strips_left(), " are left");
-        Matrix tiles = tile_layout(pool.get().kernels(), matrix_);
-        if (packed_ == 0) tiles_ = Pages(tiles.count * tiles.bytes());
-        {
-            py::gil_scoped_release release;
-            pack_strips(pool.get(), matrix_, tiles_.data(), packed_, last);
-        }
-        packed_ = last;
-        if (strips_left() > 0) return;
-        tiles.data = tiles_.data();
-        matrix_ = tiles;
-        PyBuffer_Release(&buffer_);
-    }
+    // Before it is packed: the part of each node, by its slice, and whose memory its pages come from.
+    void spread(const KernelTable& kernels, Cut cut, const std::vector<Columns>& slices, const std::vector<int>& memory);
+    bool is_spread() const { return spread_; }
+    bool in_parts() const { return spread_ && packed_all_; }
+    const std::vector<Part>& parts() const { return parts_; }
 
   private:
     size_t strips_each() const { return (matrix_.rows + kStripRows - 1) / kStripRows; }
-
-    std::string shape() const {
-        const std::string size = "[" + std::to_string(matrix_.rows) + ", " + std::to_string(matrix_.cols) + "] matri";
-        return matrix_.count == 1 ? "a " + size + "x" : std::to_string(matrix_.count) + " " + size + "ces";
-    }
-
-    static const FormatKernels* find_format(uint32_t type_id) {
-        for (size_t i = 0; i < kScalarKernels.format_count; ++i) {
-            if (kScalarKernels.formats[i].type_id == type_id) return &kScalarKernels.formats[i];
-        }
-        return nullptr;
-    }
+    void allocate(const KernelTable& kernels);
+    void finish();
+    std::string words() const;
 
     Matrix matrix_;
+    const FormatKernels* format_;
     Py_buffer buffer_;
-    Pages tiles_;
-    size_t packed_ = 0;  // strips
+    std::vector<Part> parts_;  // once packing begins, or it was spread
+    std::vector<Pages> pages_;
+    std::vector<int> memory_;  // the kernel's number of each part's node, where it was spread
+    size_t packed_ = 0;        // strips
+    bool spread_ = false, packed_all_ = false;
 };
 
 inline void require_rows(const Matrix& matrix) { require(!matrix.in_tiles, "a matrix in tile order has no rows to hand out"); }

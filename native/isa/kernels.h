@@ -1,4 +1,4 @@
-// The table of kernels that each instruction set fills (kernels_{scalar,avx2,avx512}.cpp), and the plain structs that cross it.
+// The table of kernels that each instruction set fills (kernels_*.cpp; registry.cpp lists them), and the plain structs that cross it.
 //
 // Only stdint and stddef, and no inline function: this header is compiled with AVX-512 flags too, and a weak inline symbol from there
 // could be the one that the linker keeps for everybody.
@@ -17,6 +17,7 @@ struct Tokens {
     const float* scales;     // [n][cols / 32]
     const float* sums;       // [n][cols / 32]: scale * (sum of the 32 codes)
     const float* half_sums;  // [n][cols / 16]: the same over each 16
+    const uint16_t* bf16;    // [n / 16][cols / 32][16][32]: bfloat16 of 2^64 x, each four columns in the order 0 2 1 3 (kernels/amx-inl.h)
 };
 
 // A run of consecutive rows of a weight matrix in GGUF blocks.
@@ -27,11 +28,19 @@ struct Rows {
     const uint8_t* next = nullptr;  // what this thread reads after them, to be fetched meanwhile; null when that is not known
 };
 
-// Where a product goes: element (token, row) is data[token * stride + row].
+// Where a product goes: element (token, row) is data[token * stride + row], or data[tokens[token] * stride + row].
 struct Outputs {
     float* data;
     size_t stride;
     bool accumulate;
+    const int32_t* tokens = nullptr;
+};
+
+// Which columns of a matrix a strip holds, in this order: whole blocks, and behind them a part of one more block. All are multiples of 32, and with a
+// part, count is one of 256.
+struct Columns {
+    size_t first, count;
+    size_t part, part_count;
 };
 
 // The same products from tile order (kernels/tiles-inl.h), in strips of kStripRows rows. All null for a type that stays in row order.
@@ -39,11 +48,28 @@ constexpr size_t kStripRows = 16;
 struct TileKernels {
     size_t gemm_from;
     size_t (*strip_bytes)(size_t cols);
-    // Up to kStripRows rows in blocks to a strip.
-    void (*pack)(const uint8_t* rows, size_t row_bytes, size_t row_count, size_t cols, uint8_t* strip);
+    // These columns of up to kStripRows rows in blocks to a strip.
+    void (*pack)(const uint8_t* rows, size_t row_bytes, size_t row_count, const Columns& columns, uint8_t* strip);
     // As below; rows.data is the strip of the first row, row_bytes a strip's.
     void (*gemv)(const Rows& rows, const Tokens& x, const Outputs& out);
     void (*gemm)(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratch);
+};
+
+// Products from tile order for many tokens whose operands are rounded to bfloat16 on the fly (kernels/amx-inl.h), by type.
+struct Bf16Product {
+    uint32_t type_id;
+    // As TileKernels::gemm; reads Tokens::bf16.
+    void (*gemm)(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratch);
+    // out [n, gate.count] = silu(x @ gate^T) * (x @ up^T), both of this type and as many rows; scratch as for twice as many.
+    void (*gate)(const Rows& gate, const Rows& up, const Tokens& x, float* out, uint8_t* scratch);
+};
+struct Bf16Kernels {
+    const Bf16Product* products;
+    size_t count;
+    size_t from;  // tokens from which they are the faster
+    size_t (*scratch_bytes)(size_t rows, size_t n);
+    // `cols` columns (a multiple of 32) of one token to its line of as many tiles of Tokens::bf16.
+    void (*put)(const float* x, size_t cols, uint16_t* to);
 };
 
 // The kernels of one GGUF type.
@@ -105,6 +131,7 @@ struct KernelTable {
     size_t panel_rows;  // rows that the GEMM kernels work on at once
     const FormatKernels* formats;
     size_t format_count;
+    const Bf16Kernels* bf16;  // null where there are none
 
     // --- linear, ffn (kernels/activation-inl.h) ---
     // One row of `cols` values (a multiple of 32) to int8: codes [cols], scales and sums [cols / 32], half_sums [cols / 16].
@@ -141,6 +168,8 @@ struct KernelTable {
 };
 
 // Constant-initialised: nothing of another instruction set runs at load time.
-extern const KernelTable kScalarKernels, kAvx2Kernels, kAvx512Kernels;
+extern const KernelTable kScalarKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels;
+extern const Bf16Kernels kAmxKernels, kAvx512Bf16Kernels, kAmxEmulatedKernels;
+extern const PeakLoop kAmxPeakLoop, kAvx512Bf16PeakLoop;
 
 }  // namespace moespan

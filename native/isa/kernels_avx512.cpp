@@ -1,4 +1,4 @@
-// The kernels compiled for AVX-512 F, BW, DQ, VL and VNNI. CMakeLists.txt holds the flags of this file.
+// The kernels compiled for AVX-512 F, BW, DQ and VL. CMakeLists.txt holds the flags of this file.
 //
 // No C++ standard library header may be included here, directly or not: an inline function compiled with these flags could be the copy
 // that the linker keeps for the whole module. All kernel code is in anonymous namespaces for the same reason.

@@ -192,8 +192,10 @@ inline void gemv_float_tile(const uint8_t* w, size_t row_bytes, size_t ahead, co
     for (int r = 0; r < R; ++r) results[r] = Ops::reduce_sum(sums[r]);
 }
 
+inline float* row_of(const Outputs& out, size_t token) { return out.data + (out.tokens == nullptr ? token : (size_t)out.tokens[token]) * out.stride; }
+
 inline void put(const Outputs& out, size_t token, size_t row, const float* results, size_t count) {
-    float* dst = out.data + token * out.stride + row;
+    float* dst = row_of(out, token) + row;
     for (size_t i = 0; i < count; ++i) dst[i] = out.accumulate ? dst[i] + results[i] : results[i];
 }
 

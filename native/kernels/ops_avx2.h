@@ -185,11 +185,14 @@ struct OpsAvx2 : VecAvx2 {
         }
     }
 
-    // Unsigned codes: as many maddubs results as fit are added in 16 bits before they are widened (all eight steps for 4-bit codes).
+    // So many of maddubs' results fit into 16 bits, of unsigned codes up to `most`: they are added before they are widened (all eight steps of 4-bit codes).
+    static constexpr int chain_length(int steps, bool is_signed, int most) {
+        const int fit = is_signed ? 1 : 32767 / (2 * 127 * most);
+        return fit < 1 ? 1 : fit < steps ? fit : steps;
+    }
     template <int T, int steps, bool kSigned, int kMax>
     static void dot_panel(const uint8_t* w, const int8_t* const* x, Reg* out) {
-        constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMax);
-        constexpr int kChain = kFit < 1 ? 1 : kFit < steps ? kFit : steps;
+        constexpr int kChain = chain_length(steps, kSigned, kMax);
         __m256i sums[T];
         for (int i = 0; i < steps; i += kChain) {
             __m256i chain[T];
@@ -233,8 +236,7 @@ struct OpsAvx2 : VecAvx2 {
     static Reg lanes_i8(const int8_t* p) { return from_i8(p); }
     template <int steps, bool kSigned, int kMax>
     static Reg dot_steps(const Step* w, const int8_t* x) {
-        constexpr int kFit = kSigned ? 1 : 32767 / (2 * 127 * kMax);  // as in dot_panel
-        constexpr int kChain = kFit < 1 ? 1 : kFit < steps ? kFit : steps;
+        constexpr int kChain = chain_length(steps, kSigned, kMax);
         __m256i sum;
         for (int i = 0; i < steps; i += kChain) {
             __m256i chain;

@@ -1,6 +1,6 @@
-// OpsAvx512: the integer side on AVX-512 with VNNI. The functions are those of OpsScalar (ops_scalar.h).
+// OpsAvx512: the integer side on AVX-512 F, BW, DQ and VL. The functions are those of OpsScalar (ops_scalar.h).
 //
-// GEMV, which memory limits, works on 32 codes at a time as AVX2 does, with dpbusd for the products; panels are 16 rows wide.
+// Row order, whose gemv memory limits, works on 32 codes at a time as AVX2 does; tiles and panels are 16 rows wide.
 #pragma once
 
 #include "ops_avx2.h"
@@ -74,45 +74,36 @@ struct OpsAvx512 : VecAvx512 {
     static __m256 twice_high(__m256 v) { return Narrow::twice_high(v); }
     static __m256 pair(const float* p) { return Narrow::pair(p); }
 
-    // dpbusd sums four products of unsigned w and signed x into 32 bits without saturating.
-    static Sums dot_unsigned(Codes w, Codes x) { return _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x); }
-    static Sums dot_signed(Codes w, Codes x) { return dot_unsigned(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); }
-    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) {
-        const Narrow::Halves w = Narrow::two_nibbles(a, b), codes = Narrow::regroup(x);
-        return _mm256_dpbusd_epi32(dot_unsigned(w.low, codes.low), w.high, codes.high);
-    }
+    static Sums dot_unsigned(Codes w, Codes x) { return Narrow::dot_unsigned(w, x); }
+    static Sums dot_signed(Codes w, Codes x) { return Narrow::dot_signed(w, x); }
+    static Sums dot_two_nibbles(const uint8_t* a, const uint8_t* b, const int8_t* x) { return Narrow::dot_two_nibbles(a, b, x); }
     static Sums dot_two_values(const uint8_t* a, const uint8_t* b, const int8_t* values, const int8_t* x) {
-        const Narrow::Halves packed = Narrow::two_nibbles(a, b), codes = Narrow::regroup(x);
-        const Codes low = lookup(packed.low, values), high = lookup(packed.high, values);
-        const Sums sums = dot_signed(low, codes.low);
-        return _mm256_dpbusd_epi32(sums, _mm256_abs_epi8(high), _mm256_sign_epi8(codes.high, high));
+        return Narrow::dot_two_values(a, b, values, x);
     }
-    static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) {
-        const Narrow::Halves w = Narrow::two_nibbles(a.qs, b.qs), codes = Narrow::regroup(x);
-        const uint32_t high_a = load32(a.qh), high_b = load32(b.qh);
-        const Codes low = add_sixteens(w.low, (high_a & 0xffff) | high_b << 16), high = add_sixteens(w.high, high_a >> 16 | (high_b & 0xffff0000));
-        return _mm256_dpbusd_epi32(dot_unsigned(low, codes.low), high, codes.high);
-    }
+    static Sums dot_two_five_bits(const FiveBits& a, const FiveBits& b, const int8_t* x) { return Narrow::dot_two_five_bits(a, b, x); }
     static __m256 to_float(Sums s) { return Narrow::to_float(s); }
 
     static constexpr int kTokens = 8;
 
     static void store_transposed(const Codes* rows, uint8_t* dst, size_t stride) { Narrow::store_transposed(rows, dst, stride); }
 
+    // Products of unsigned codes are added in 16 bits as long as they fit, as in OpsAvx2.
     template <int T, int steps, bool kSigned, int kMax>
     static void dot_panel(const uint8_t* w, const int8_t* const* x, Reg* out) {
+        constexpr int kChain = Narrow::chain_length(steps, kSigned, kMax);
         __m512i sums[T];
-        for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_si512();
-        for (int s = 0; s < steps; ++s) {
-            const __m512i codes = _mm512_loadu_si512(w + 64 * s);
-            const __m512i weight = kSigned ? _mm512_abs_epi8(codes) : codes;
-            const __mmask64 negative = kSigned ? _mm512_movepi8_mask(codes) : 0;
+        for (int i = 0; i < steps; i += kChain) {
+            __m512i chain[T];
+            for (int s = i; s < i + kChain && s < steps; ++s) {
+                const Signs<kSigned> weight(_mm512_loadu_si512(w + 64 * s));
+                for (int t = 0; t < T; ++t) {
+                    const __m512i product = _mm512_maddubs_epi16(weight.magnitude, weight.give_to(four(x[t] + 4 * s)));
+                    chain[t] = s == i ? product : in_order(_mm512_add_epi16(chain[t], product));
+                }
+            }
             for (int t = 0; t < T; ++t) {
-                int32_t four;
-                memcpy(&four, x[t] + 4 * s, sizeof(four));
-                const __m512i input = _mm512_set1_epi32(four);
-                const __m512i signed_input = kSigned ? _mm512_mask_sub_epi8(input, negative, _mm512_setzero_si512(), input) : input;
-                sums[t] = _mm512_dpbusd_epi32(sums[t], weight, signed_input);
+                const __m512i wide = widen(chain[t]);
+                sums[t] = i == 0 ? wide : _mm512_add_epi32(sums[t], wide);
             }
         }
         for (int t = 0; t < T; ++t) out[t] = _mm512_cvtepi32_ps(sums[t]);
@@ -135,20 +126,18 @@ struct OpsAvx512 : VecAvx512 {
     static Reg lanes_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
     template <int steps, bool kSigned, int kMax>
     static Reg dot_steps(const Step* w, const int8_t* x) {
-        __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};  // two chains hide the latency of dpbusd
-#pragma GCC unroll 8
-        for (int s = 0; s < steps; ++s) {
-            int32_t four;
-            memcpy(&four, x + 4 * s, sizeof(four));
-            const __m512i input = _mm512_set1_epi32(four);
-            if (kSigned) {
-                const __m512i signed_input = _mm512_mask_sub_epi8(input, _mm512_movepi8_mask(w[s]), _mm512_setzero_si512(), input);
-                sums[s % 2] = _mm512_dpbusd_epi32(sums[s % 2], _mm512_abs_epi8(w[s]), signed_input);
-            } else {
-                sums[s % 2] = _mm512_dpbusd_epi32(sums[s % 2], w[s], input);
+        constexpr int kChain = Narrow::chain_length(steps, kSigned, kMax);
+        __m512i sum;
+        for (int i = 0; i < steps; i += kChain) {
+            __m512i chain;
+            for (int s = i; s < i + kChain && s < steps; ++s) {
+                const Signs<kSigned> weight(w[s]);
+                const __m512i product = _mm512_maddubs_epi16(weight.magnitude, weight.give_to(four(x + 4 * s)));
+                chain = s == i ? product : in_order(_mm512_add_epi16(chain, product));
             }
+            sum = i == 0 ? widen(chain) : _mm512_add_epi32(sum, widen(chain));
         }
-        return _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
+        return _mm512_cvtepi32_ps(sum);
     }
 
     static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
@@ -156,13 +145,34 @@ struct OpsAvx512 : VecAvx512 {
     }
     static float max_abs32(const float* x) { return Narrow::max_abs32(x); }
 
-  private:
+  protected:
+    // Weights times signed activations, as instructions take them: unsigned first. Signed weights give their sign away.
+    template <bool kSigned>
+    struct Signs {
+        __m512i magnitude;
+        __mmask64 negative;
+        explicit Signs(__m512i w) : magnitude(kSigned ? _mm512_abs_epi8(w) : w), negative(kSigned ? _mm512_movepi8_mask(w) : 0) {}
+        __m512i give_to(__m512i x) const { return kSigned ? _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x) : x; }
+    };
+    // A token's four activations of a step, for all rows.
+    static __m512i four(const int8_t* x) {
+        int32_t codes;
+        memcpy(&codes, x, sizeof(codes));
+        return _mm512_set1_epi32(codes);
+    }
     // 16 more in the bytes whose bit is set.
     static Codes add_sixteens(Codes c, uint32_t bits) { return _mm256_mask_add_epi8(c, bits, c, _mm256_set1_epi8(16)); }
     static uint32_t load32(const uint8_t* p) {
         uint32_t bits;
         memcpy(&bits, p, sizeof(bits));
         return bits;
+    }
+
+  private:
+    static __m512i widen(__m512i pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
+    static __m512i in_order(__m512i sum) {  // as in OpsAvx2
+        __asm__("" : "+v"(sum));
+        return sum;
     }
 };
 

@@ -59,6 +59,7 @@ constexpr KernelTable make_table(const char* name) {
         .panel_rows = Ops::kLanes,
         .formats = kFormats<Ops>,
         .format_count = sizeof(kFormats<Ops>) / sizeof(kFormats<Ops>[0]),
+        .bf16 = nullptr,
         .quantize = quantize<Ops>,
         .silu_mul = silu_mul<Ops>,
         .rms_norm = rms_norm<Ops>,

@@ -122,7 +122,7 @@ struct SimpleTiles : Row {
     static constexpr int kBits = bits;
     static constexpr size_t kSubScaleBytes = (kMin ? 2 : 1) * kStripRows * sizeof(uint16_t);
 
-    static void pack_scales(const uint8_t* const* spans, int count, uint8_t* out) {
+    static void pack_scales(const uint8_t* const* spans, int, int count, uint8_t* out) {
         for (int j = 0; j < count; ++j, out += kSubScaleBytes) {
             for (size_t r = 0; r < kStripRows; ++r) {
                 const uint8_t* block = spans[r] + j * sizeof(typename Row::Block);
@@ -154,37 +154,45 @@ using Q5_1Tiles = SimpleTiles<Ops, Q5_1<Ops>, 5, 0, true>;
 template <class Ops>
 using Q8_0Tiles = SimpleTiles<Ops, Q8_0<Ops>, 8, 0, false>;
 
-// The bytes of a strip: the codes of all columns, then their scales, up to a whole line.
+// The bytes of a strip: the codes of all columns, then their scales, up to a whole line. A K-quant's span has all its scales, however few of its columns
+// are there.
 template <class Tiles>
 struct Strip {
+    static constexpr size_t kScaledSubs = Tiles::kBlock / kSubBlock;
     static size_t code_bytes(size_t cols) { return cols / kSubBlock * Tiles::kBits * kLine; }
-    static size_t bytes(size_t cols) { return (code_bytes(cols) + cols / kSubBlock * Tiles::kSubScaleBytes + kLine - 1) / kLine * kLine; }
+    static size_t scale_bytes(size_t cols) { return (cols / kSubBlock + kScaledSubs - 1) / kScaledSubs * kScaledSubs * Tiles::kSubScaleBytes; }
+    static size_t bytes(size_t cols) { return (code_bytes(cols) + scale_bytes(cols) + kLine - 1) / kLine * kLine; }
 };
 
-// Up to 16 rows in GGUF blocks to a strip; lanes of rows that are not there repeat the last one, and their results are never stored.
+// Columns col .. col + width - 1, at most a span and of one K-quant's block, of up to 16 rows: their codes to `codes`, their scales to `scales`. Lanes of
+// rows that are not there repeat the last one, and their results are never stored.
 template <class Ops, class Tiles>
-void pack_strip(const uint8_t* w, size_t row_bytes, size_t row_count, size_t cols, uint8_t* strip) {
-    constexpr size_t kSpanBytes = sizeof(typename Tiles::Block) * (kSpan / Tiles::kBlock);
-    using Packed = Planes<Ops, Tiles::kBits>;
-    const uint8_t* spans[kStripRows];
-    for (size_t r = 0; r < kStripRows; ++r) spans[r] = w + (r < row_count ? r : row_count - 1) * row_bytes;
-    uint8_t* scales = strip + Strip<Tiles>::code_bytes(cols);
-    const size_t subs = cols / kSubBlock;
-    for (size_t first = 0; first < subs; first += kSpanSubs) {
-        const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
-        for (int j = 0; j < count; ++j, strip += Packed::kBytes) {
-            uint8_t steps[kSteps * kLine];
-            for (size_t eight = 0; eight < kStripRows; eight += 8) {
-                typename Ops::Codes rows[8];
-                for (int r = 0; r < 8; ++r) rows[r] = Tiles::codes(spans[eight + r], j);
-                Ops::store_transposed(rows, steps + 4 * eight, kLine);
-            }
-            Packed::pack(steps, strip);
+void pack_span(const uint8_t* w, size_t row_bytes, size_t row_count, size_t col, size_t width, uint8_t* codes, uint8_t* scales) {
+    const int from = (int)(col % Tiles::kBlock / kSubBlock), count = (int)(width / kSubBlock);
+    const uint8_t *first = w + col / Tiles::kBlock * sizeof(typename Tiles::Block), *spans[kStripRows];
+    for (size_t r = 0; r < kStripRows; ++r) spans[r] = first + (r < row_count ? r : row_count - 1) * row_bytes;
+    for (int j = 0; j < count; ++j, codes += Planes<Ops, Tiles::kBits>::kBytes) {
+        uint8_t steps[kSteps * kLine];
+        for (size_t eight = 0; eight < kStripRows; eight += 8) {
+            typename Ops::Codes rows[8];
+            for (int r = 0; r < 8; ++r) rows[r] = Tiles::codes(spans[eight + r], from + j);
+            Ops::store_transposed(rows, steps + 4 * eight, kLine);
         }
-        Tiles::pack_scales(spans, count, scales);
-        scales += count * Tiles::kSubScaleBytes;
-        for (const uint8_t*& span : spans) span += kSpanBytes;
+        Planes<Ops, Tiles::kBits>::pack(steps, codes);
     }
+    Tiles::pack_scales(spans, from, count, scales);
+}
+
+template <class Ops, class Tiles>
+void pack_strip(const uint8_t* w, size_t row_bytes, size_t row_count, const Columns& columns, uint8_t* strip) {
+    uint8_t* scales = strip + Strip<Tiles>::code_bytes(columns.count + columns.part_count);
+    const auto pack = [&](size_t col, size_t width) {
+        pack_span<Ops, Tiles>(w, row_bytes, row_count, col, width, strip, scales);
+        strip += Strip<Tiles>::code_bytes(width);
+        scales += width / kSubBlock * Tiles::kSubScaleBytes;
+    };
+    for (size_t at = 0; at < columns.count; at += kSpan) pack(columns.first + at, columns.count - at < kSpan ? columns.count - at : kSpan);
+    if (columns.part_count > 0) pack(columns.part, columns.part_count);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ struct MXFP4Tiles : MXFP4<Ops> {
     static const int8_t* values() { return kValuesMXFP4.entries; }
     static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::nibbles(((const Block*)span)[j].qs); }
 
-    static void pack_scales(const uint8_t* const* spans, int count, uint8_t* out) {
+    static void pack_scales(const uint8_t* const* spans, int, int count, uint8_t* out) {
         for (int j = 0; j < count; ++j) {
             for (size_t r = 0; r < kStripRows; ++r) out[j * kStripRows + r] = ((const Block*)spans[r])[j].e;
         }
@@ -46,17 +46,22 @@ template <class Ops>
 struct IQ4_XSTiles : IQ4_XS<Ops> {
     using RowOrder = IQ4_XS<Ops>;
     using Block = BlockIQ4_XS;
-    static constexpr int kBits = 4;
+    static constexpr int kBits = 4, kMaxScale = 32;
     static constexpr size_t kSubScaleBytes = 8 * kStripRows / kSpanSubs, kHigh = 2 * kStripRows, kLow = 4 * kStripRows;
     static const int8_t* values() { return kValuesIQ4.entries; }
     static typename Ops::Codes codes(const uint8_t* span, int j) { return Ops::nibbles(((const Block*)span)->qs + 16 * j); }
 
-    static void pack_scales(const uint8_t* const* spans, int, uint8_t* out) {
+    static void pack_scales(const uint8_t* const* spans, int from, int count, uint8_t* out) {
+        memset(out, 0, kSpanSubs * kSubScaleBytes);
         for (size_t r = 0; r < kStripRows; ++r) {
             const Block& block = *(const Block*)spans[r];
+            const uint16_t high = (uint16_t)(block.scales_h >> 2 * from);
             memcpy(out + 2 * r, &block.d, 2);
-            memcpy(out + kHigh + 2 * r, &block.scales_h, 2);
-            for (int i = 0; i < 4; ++i) out[kLow + i * kStripRows + r] = block.scales_l[i];
+            memcpy(out + kHigh + 2 * r, &high, 2);
+            for (int j = 0; j < count; ++j) {
+                const int sub = from + j;
+                out[kLow + j / 2 * kStripRows + r] |= (uint8_t)((block.scales_l[sub / 2] >> 4 * (sub % 2) & 15) << 4 * (j % 2));
+            }
         }
     }
 

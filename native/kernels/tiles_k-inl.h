@@ -12,19 +12,20 @@ namespace {
 template <class Ops, class Row, int bits>
 struct ScaledTiles : Row {
     using RowOrder = Row;
-    static constexpr int kBits = bits;
+    static constexpr int kBits = bits, kMaxScale = 63;
     static constexpr size_t kSubScaleBytes = 32, kHalves = 4 * kStripRows, kMinBits = kHalves + kSpanSubs * kStripRows;
 
-    static void pack_scales(const uint8_t* const* spans, int, uint8_t* out) {
-        memset(out + kMinBits, 0, kSpanSubs / 2 * kStripRows);
+    static void pack_scales(const uint8_t* const* spans, int from, int count, uint8_t* out) {
+        memset(out, 0, kSpanSubs * kSubScaleBytes);
         for (size_t r = 0; r < kStripRows; ++r) {
             const auto& block = *(const typename Row::Block*)spans[r];
             memcpy(out + 2 * r, &block.d, 2);
             memcpy(out + 2 * kStripRows + 2 * r, &block.dmin, 2);
-            for (int j = 0; j < kSpanSubs; ++j) {
+            for (int j = 0; j < count; ++j) {
                 const uint8_t* packed = block.scales;
-                const int scale = j < 4 ? packed[j] & 63 : (packed[j + 4] & 15) | packed[j - 4] >> 6 << 4;
-                const int min = j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | packed[j] >> 6 << 4;
+                const int sub = from + j;
+                const int scale = sub < 4 ? packed[sub] & 63 : (packed[sub + 4] & 15) | packed[sub - 4] >> 6 << 4;
+                const int min = sub < 4 ? packed[sub + 4] & 63 : packed[sub + 4] >> 4 | packed[sub] >> 6 << 4;
                 out[kHalves + j * kStripRows + r] = (uint8_t)(scale | min >> 4 << 6);
                 out[kMinBits + j / 2 * kStripRows + r] |= (uint8_t)((min & 15) << 4 * (j % 2));
             }
@@ -64,14 +65,15 @@ template <class Ops>
 struct Q6_KTiles : Q6_K<Ops> {
     using RowOrder = Q6_K<Ops>;
     using Block = typename Q6_K<Ops>::Block;
-    static constexpr int kBits = 6;
+    static constexpr int kBits = 6, kMaxScale = 128;
     static constexpr size_t kSubScaleBytes = (2 + 16) * kStripRows / kSpanSubs;
 
-    static void pack_scales(const uint8_t* const* spans, int, uint8_t* out) {
+    static void pack_scales(const uint8_t* const* spans, int from, int count, uint8_t* out) {
+        memset(out, 0, kSpanSubs * kSubScaleBytes);
         for (size_t r = 0; r < kStripRows; ++r) {
             const Block& block = *(const Block*)spans[r];
             memcpy(out + 2 * r, &block.d, 2);
-            for (int g = 0; g < 16; ++g) out[(2 + g) * kStripRows + r] = (uint8_t)block.scales[g];
+            for (int g = 0; g < 2 * count; ++g) out[(2 + g) * kStripRows + r] = (uint8_t)block.scales[2 * from + g];
         }
     }
 
@@ -89,15 +91,16 @@ template <class Ops>
 struct Q2_KTiles : Q2_K<Ops> {
     using RowOrder = Q2_K<Ops>;
     using Block = typename RowOrder::Block;
-    static constexpr int kBits = 2;
+    static constexpr int kBits = 2, kMaxScale = 15;
     static constexpr size_t kSubScaleBytes = (4 + 16) * kStripRows / kSpanSubs;
 
-    static void pack_scales(const uint8_t* const* spans, int, uint8_t* out) {
+    static void pack_scales(const uint8_t* const* spans, int from, int count, uint8_t* out) {
+        memset(out, 0, kSpanSubs * kSubScaleBytes);
         for (size_t r = 0; r < kStripRows; ++r) {
             const Block& block = *(const Block*)spans[r];
             memcpy(out + 2 * r, &block.d, 2);
             memcpy(out + 2 * kStripRows + 2 * r, &block.dmin, 2);
-            for (int g = 0; g < 16; ++g) out[(4 + g) * kStripRows + r] = block.scales[g];
+            for (int g = 0; g < 2 * count; ++g) out[(4 + g) * kStripRows + r] = block.scales[2 * from + g];
         }
     }
 
@@ -124,14 +127,19 @@ template <class Ops>
 struct Q3_KTiles : Q3_K<Ops> {
     using RowOrder = Q3_K<Ops>;
     using Block = typename RowOrder::Block;
-    static constexpr int kBits = 3;
+    static constexpr int kBits = 3, kMaxScale = 32;
     static constexpr size_t kSubScaleBytes = (2 + 12) * kStripRows / kSpanSubs;
 
-    static void pack_scales(const uint8_t* const* spans, int, uint8_t* out) {
+    static void pack_scales(const uint8_t* const* spans, int from, int count, uint8_t* out) {
+        memset(out, 0, kSpanSubs * kSubScaleBytes);
         for (size_t r = 0; r < kStripRows; ++r) {
             const Block& block = *(const Block*)spans[r];
             memcpy(out + 2 * r, &block.d, 2);
-            for (int i = 0; i < 12; ++i) out[(2 + i) * kStripRows + r] = block.scales[i];
+            for (int g = 0; g < 2 * count; ++g) {
+                const int of = 2 * from + g, low = block.scales[of % 8] >> 4 * (of / 8) & 15, high = block.scales[8 + of % 4] >> 2 * (of / 4) & 3;
+                out[(2 + g % 8) * kStripRows + r] |= (uint8_t)(low << 4 * (g / 8));
+                out[(2 + 8 + g % 4) * kStripRows + r] |= (uint8_t)(high << 2 * (g / 4));
+            }
         }
     }
 

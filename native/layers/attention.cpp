@@ -10,16 +10,18 @@ namespace {
 
 constexpr size_t kSmallStore = 16384;    // values that one thread stores in about as long as a fork and a join take
 constexpr size_t kSmallAttend = 200000;  // the same in floating-point operations
-constexpr size_t kPiecesPerThread = 4;   // so that the last pieces leave no thread idle for long
 constexpr size_t kMinRows = 24;          // smaller tiles read keys and values too often
-constexpr size_t kMinKeys = 128;         // smaller splits spend their time on merging
+constexpr size_t kKeyStep = 16;          // what a piece's first key is a multiple of
+constexpr size_t kMinKeys = 128, kMinLatents = 32;  // smaller splits spend their time on merging; a latent is read by all heads
+constexpr size_t kPieces = 4, kLatentPieces = 2;    // a thread, so that the last ones leave none idle for long; each of latents packs all queries again
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
-// The kernel of one kind of cache, and the sizes of its tiles.
+// The kernel of one kind of cache, and the sizes of its tiles and splits.
 struct Form {
     void (*attend)(const Attention& call, const AttentionPiece& piece, uint8_t* scratch);
     size_t scratch_bytes, least_rows, most_rows;
+    size_t min_keys, pieces_per_thread;
 };
 
 // How the work of one call is cut: kv_heads x row_tiles x splits pieces.
@@ -32,16 +34,16 @@ struct Plan {
 };
 
 Plan make_plan(const Attention& call, const Form& form, size_t threads) {
-    const size_t wanted = threads == 1 ? 1 : kPiecesPerThread * threads, page = call.kv.page_size;
+    const size_t wanted = threads == 1 ? 1 : form.pieces_per_thread * threads;
     Plan plan;
     plan.rows = call.n * (call.heads / call.kv.kv_heads);
     plan.keys = call.start + call.n;
     plan.tile_rows = std::min(plan.rows, form.most_rows);
     while (call.kv.kv_heads * ceil_div(plan.rows, plan.tile_rows) < wanted && plan.tile_rows / 2 >= form.least_rows) plan.tile_rows /= 2;
     plan.row_tiles = ceil_div(plan.rows, plan.tile_rows);
-    const size_t most = std::max<size_t>(1, plan.keys / kMinKeys);
+    const size_t most = std::max<size_t>(1, plan.keys / form.min_keys);
     const size_t splits = std::min(most, ceil_div(wanted, call.kv.kv_heads * plan.row_tiles));
-    plan.split_keys = ceil_div(ceil_div(plan.keys, splits), page) * page;  // a split starts at a page's first key
+    plan.split_keys = ceil_div(ceil_div(plan.keys, splits), kKeyStep) * kKeyStep;
     plan.splits = ceil_div(plan.keys, plan.split_keys);
     return plan;
 }
@@ -62,14 +64,7 @@ AttentionPiece piece_at(const Attention& call, const Plan& plan, size_t i, float
     return piece;
 }
 
-void merge(Pool& pool, const Attention& call, const Plan& plan, const float* partials) {
-    const size_t rows = call.n * call.heads, value_dim = call.kv.value_dim, stride = value_dim + 2;
-    spread(pool, rows, rows * plan.splits * value_dim < kSmallStore, [&](size_t row, uint8_t*) {
-        pool.kernels().merge_splits(partials + row * stride, plan.splits, rows * stride, value_dim, call.out + row * value_dim);
-    });
-}
-
-void run_pieces(Pool& pool, const Attention& call, const Form& form) {
+Splits run_pieces(Pool& pool, const Attention& call, const Form& form) {
     const Plan plan = make_plan(call, form, static_cast<size_t>(pool.threads()));
     const size_t row_floats = call.kv.value_dim + 2, operations = 2 * call.n * call.heads * (call.kv.head_dim + call.kv.value_dim) * plan.keys;
     float* partials = nullptr;
@@ -77,7 +72,7 @@ void run_pieces(Pool& pool, const Attention& call, const Form& form) {
     pool.reserve_scratch(form.scratch_bytes);
     spread(pool, plan.pieces(call.kv.kv_heads), operations < kSmallAttend,
            [&](size_t i, uint8_t* scratch) { form.attend(call, piece_at(call, plan, i, partials), scratch); });
-    if (plan.splits > 1) merge(pool, call, plan, partials);
+    return {partials, plan.splits, call.n * call.heads, call.kv.value_dim};
 }
 
 }  // namespace
@@ -92,14 +87,23 @@ void store_kv(Pool& pool, const PagedKv& kv, const float* k, const float* v, siz
     });
 }
 
-void attention(Pool& pool, const Attention& call) {
-    const KernelTable& kernels = pool.kernels();
-    run_pieces(pool, call, {kernels.attend, kernels.attention_scratch_bytes(call.kv.head_dim), kMinRows, kAttentionRows});
+void Splits::join(const KernelTable& kernels, size_t row, float* out) const {
+    const size_t stride = value_dim + 2;
+    if (count > 1) kernels.merge_splits(partials + row * stride, count, rows * stride, value_dim, out);
 }
 
-void latent_attention(Pool& pool, const Attention& call) {
+void attention(Pool& pool, const Attention& call) {
     const KernelTable& kernels = pool.kernels();
-    run_pieces(pool, call, {kernels.attend_latent, kernels.latent_scratch_bytes(call.kv.head_dim, call.kv.value_dim), kLatentRows, kLatentRows});
+    const Splits splits = run_pieces(pool, call, {kernels.attend, kernels.attention_scratch_bytes(call.kv.head_dim), kMinRows, kAttentionRows, kMinKeys, kPieces});
+    if (splits.count == 1) return;
+    spread(pool, splits.rows, splits.rows * splits.count * splits.value_dim < kSmallStore,
+           [&](size_t row, uint8_t*) { splits.join(kernels, row, call.out + row * splits.value_dim); });
+}
+
+Splits latent_attention(Pool& pool, const Attention& call) {
+    const KernelTable& kernels = pool.kernels();
+    const size_t scratch = kernels.latent_scratch_bytes(call.kv.head_dim, call.kv.value_dim);
+    return run_pieces(pool, call, {kernels.attend_latent, scratch, kLatentRows, kLatentRows, kMinLatents, kLatentPieces});
 }
 
 void attend(Pool& pool, const Attention& call, float* q, float* k, const float* v, const Rotation& rotation) {

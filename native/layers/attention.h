@@ -15,8 +15,17 @@ void store_kv(Pool& pool, const PagedKv& kv, const float* k, const float* v, siz
 // rows, and, where that leaves threads idle (decode over a long context), by runs of keys too.
 void attention(Pool& pool, const Attention& call);
 
-// The same over a cache of latents, which all heads share (PagedKv says how they lie).
-void latent_attention(Pool& pool, const Attention& call);
+// What attention left where it cut the keys: each row's results, one for each run of keys.
+struct Splits {
+    const float* partials;  // [count][rows][value_dim + 2], in memory of the pool
+    size_t count, rows, value_dim;
+
+    // Row `row` of the output. Nothing where there is one run of keys alone: then the row is there already.
+    void join(const KernelTable& kernels, size_t row, float* out) const;
+};
+
+// The same over a cache of latents, which all heads share (PagedKv says how they lie). Rows are still to be joined by whoever reads them.
+Splits latent_attention(Pool& pool, const Attention& call);
 
 // What rope does to one layer's queries and keys.
 struct Rotation {

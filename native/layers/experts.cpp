@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "layers/ffn.h"
 #include "layers/product.h"
 
 namespace moespan {
@@ -27,7 +26,7 @@ Sorted sort_by_expert(Pool& pool, const Routes& routes, size_t expert_count) {
     for (size_t i = 0; i < rows; ++i) ++next[routes.ids[i]];
     for (size_t expert = 0, first = 0; expert < expert_count; ++expert) {
         const size_t count = next[expert];
-        if (count > 0) sorted.groups[sorted.group_count++] = {expert, first, count, 0, 0};
+        if (count > 0) sorted.groups[sorted.group_count++] = {expert, first, count};
         next[expert] = first;
         first += count;
     }
@@ -41,12 +40,12 @@ Sorted sort_by_expert(Pool& pool, const Routes& routes, size_t expert_count) {
 
 }  // namespace
 
-void experts(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x, const Routes& routes, float* out) {
-    const Sorted sorted = sort_by_expert(pool, routes, gate.count);
+void experts(Pool& pool, const Spread& matrices, const float* x, const Routes& routes, float* out) {
+    const Sorted sorted = sort_by_expert(pool, routes, matrices.parts[0].gate.count);
     // One token: each expert reads it where it is. (With an expert named twice that would be two rows of one group.)
     const bool in_place = routes.n == 1 && sorted.group_count == routes.top_k;
     const int32_t* tokens = in_place ? nullptr : sorted.tokens;
-    ffn_groups(pool, {gate, up, down, x, out, true, sorted.groups, sorted.group_count, routes.n * routes.top_k, tokens, sorted.weights});
+    ffn_groups(pool, {matrices, x, routes.n, out, true, sorted.groups, sorted.group_count, routes.n * routes.top_k, tokens, sorted.weights});
 }
 
 }  // namespace moespan

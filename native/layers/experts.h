@@ -1,7 +1,7 @@
 // The routed experts of a mixture-of-experts layer.
 #pragma once
 
-#include "layers/linear.h"
+#include "layers/ffn.h"
 
 namespace moespan {
 
@@ -12,7 +12,7 @@ struct Routes {
     size_t n, top_k;
 };
 
-// out [n, down.rows] += sum over j of weights[t, j] * ffn of expert ids[t, j] (x), x [n, gate.cols]; shapes as in ffn. out must not overlap x.
-void experts(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x, const Routes& routes, float* out);
+// out [n, hidden] += sum over j of weights[t, j] * ffn of expert ids[t, j] (x), x [n, hidden]; shapes as in ffn. out must not overlap x.
+void experts(Pool& pool, const Spread& matrices, const float* x, const Routes& routes, float* out);
 
 }  // namespace moespan

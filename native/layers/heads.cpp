@@ -1,33 +1,26 @@
 #include "layers/heads.h"
 
-#include <algorithm>
-
-#include "layers/product.h"
-
 namespace moespan {
 namespace {
 
-constexpr size_t kRowsAtOnce = 16;  // of the input that a thread rounds, or copies
+constexpr size_t kPiecesPerThread = 4;
+
+Chunks cut(const Product& product, size_t n, size_t threads) {
+    const Matrix& matrix = product.matrix();
+    if (matrix.count >= kPiecesPerThread * threads) return {matrix.rows, product.fitting_rows(n)};
+    return product.cut(n, ceil_div(threads, matrix.count));
+}
 
 }  // namespace
 
-void linear_heads(Pool& pool, const Matrix& matrix, const HeadRows<const float>& x, size_t n, const HeadRows<float>& out) {
-    const size_t heads = matrix.count, threads = static_cast<size_t>(pool.threads());
-    const Product product(pool.kernels(), matrix);
-    const Chunks chunks = product.cut(n, ceil_div(threads, heads));
-    const Activations input(pool, Shared::kInput, heads * n, matrix.cols, readers(product));  // of a head, all tokens one behind the other
-    pool.reserve_scratch(product.scratch_bytes(n, chunks.chunk_rows));
+HeadPieces::HeadPieces(Pool& pool, const Matrix& matrix, size_t n)
+    : product_(pool.kernels(), matrix), n_(n), threads_(static_cast<size_t>(pool.threads())), chunks_(cut(product_, n, threads_)) {}
 
-    pool.each(ceil_div(n * heads, kRowsAtOnce), [&](size_t i, uint8_t*) {
-        for (size_t row = i * kRowsAtOnce; row < std::min(n * heads, (i + 1) * kRowsAtOnce); ++row) {
-            const size_t token = row / heads, head = row % heads;
-            input.put(head * n + token, 0, x.row(token, head), matrix.cols);
-        }
-    });
-    pool.each(heads * chunks.count(), [&](size_t i, uint8_t* scratch) {
-        const size_t head = i / chunks.count(), first = chunks.begin(i % chunks.count()), last = chunks.end(i % chunks.count());
-        product.compute(head, first, last, input.rows(head * n, n), {out.row(0, head) + first, out.token_stride, false}, scratch);
-    });
+void HeadPieces::compute(size_t piece, const Tokens& x, const HeadRows<float>& out, uint8_t* scratch) const {
+    const size_t i = piece % chunks_.count(), first = chunks_.begin(i), later = piece + threads_;
+    // While threads keep step, this is the thread's next piece.
+    const uint8_t* next = later < count() ? product_.address(head(later), chunks_.begin(later % chunks_.count())) : nullptr;
+    product_.compute(head(piece), first, chunks_.end(i), x, {out.row(0, head(piece)) + first, out.token_stride, false}, scratch, next);
 }
 
 }  // namespace moespan

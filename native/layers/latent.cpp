@@ -23,27 +23,40 @@ void store_latents(Pool& pool, const LatentCall& call) {
     });
 }
 
-// Rotates the last values of each query and puts them behind the absorbed part: queries [n, heads, kv_lora + rope].
-void rotate_queries(Pool& pool, const LatentCall& call, size_t first, size_t n, float* queries) {
-    const size_t heads = call.k_b.count, nope = call.k_b.cols, rot_dim = call.rotation.rot_dim, width = nope + rot_dim;
-    spread(pool, n, n * heads * width <= kSmall, [&](size_t i, uint8_t*) {
-        float* q = call.q + (first + i) * heads * width + nope;
-        pool.kernels().rope(q, 1, heads, width, rot_dim, call.rotation.table + (first + i) * rot_dim, call.rotation.interleaved);
-        float* to = queries + i * heads * call.kv.head_dim + call.k_b.rows;
-        for (size_t head = 0; head < heads; ++head) std::memcpy(to + head * call.kv.head_dim, q + head * width, rot_dim * sizeof(float));
-    });
-}
+// Where the queries of one block of tokens are, on their way from q to latents.
+struct Queries {
+    const LatentCall& call;
+    const KernelTable& kernels;
+    size_t first;                 // token
+    HeadRows<const float> given;  // [n, heads, nope + rope]
+    HeadRows<float> made;         // [n, heads, kv_lora + rope]
+
+    // What k_b absorbs: the query's first values. Its last ones are rotated and put behind the absorbed part.
+    const float* row(size_t token, size_t head) const {
+        const size_t nope = call.k_b.cols, rot_dim = call.rotation.rot_dim;
+        const float* from = given.row(token, head);
+        float* to = made.row(token, head) + call.k_b.rows;
+        std::memcpy(to, from + nope, rot_dim * sizeof(float));
+        kernels.rope(to, 1, 1, rot_dim, rot_dim, call.rotation.table + (first + token) * rot_dim, call.rotation.interleaved);
+        return from;
+    }
+};
 
 // Tokens first .. first + n - 1 of the call.
 void attend_block(Pool& pool, const LatentCall& call, size_t first, size_t n) {
-    const size_t heads = call.k_b.count, nope = call.k_b.cols, width = nope + call.rotation.rot_dim, dim = call.kv.head_dim;
+    const size_t heads = call.k_b.count, width = call.k_b.cols + call.rotation.rot_dim, dim = call.kv.head_dim;
     const size_t kv_lora = call.v_b.cols, v_dim = call.v_b.rows;
     auto* queries = static_cast<float*>(pool.shared(Shared::kAbsorbed, n * heads * dim * sizeof(float)));
     auto* mixed = static_cast<float*>(pool.shared(Shared::kMixed, n * heads * kv_lora * sizeof(float)));
-    rotate_queries(pool, call, first, n, queries);
-    linear_heads(pool, call.k_b, {call.q + first * heads * width, heads * width, width}, n, {queries, heads * dim, dim});
-    latent_attention(pool, Attention{queries, mixed, n, heads, call.start + first, call.scale, call.kv});
-    linear_heads(pool, call.v_b, {mixed, heads * kv_lora, kv_lora}, n, {call.out + first * heads * v_dim, heads * v_dim, v_dim});
+    const Queries rows{call, pool.kernels(), first, {call.q + first * heads * width, heads * width, width}, {queries, heads * dim, dim}};
+    linear_heads(pool, call.k_b, n, [&](size_t token, size_t head) { return rows.row(token, head); }, rows.made);
+    const Splits splits = latent_attention(pool, Attention{queries, mixed, n, heads, call.start + first, call.scale, call.kv});
+    const auto joined = [&](size_t token, size_t head) {
+        float* row = mixed + (token * heads + head) * kv_lora;
+        splits.join(pool.kernels(), token * heads + head, row);
+        return row;
+    };
+    linear_heads(pool, call.v_b, n, joined, {call.out + first * heads * v_dim, heads * v_dim, v_dim});
 }
 
 }  // namespace

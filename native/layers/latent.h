@@ -11,9 +11,9 @@
 
 namespace moespan {
 
-// One call: queries q [n, heads, nope + rope] and latents [n, kv_lora + rope] of positions start .. start + n - 1, both overwritten.
+// One call: queries q [n, heads, nope + rope] and latents [n, kv_lora + rope], which are overwritten, of positions start .. start + n - 1.
 struct LatentCall {
-    float* q;
+    const float* q;
     float* latents;
     float* out;  // [n, heads, v_dim]
     size_t n, start;

@@ -26,6 +26,9 @@ constexpr size_t kMaxMatrices = 8;  // that one call of linear takes
 // outs[i] [n, matrices[i].rows] (+)= x [n, cols] @ matrices[i]^T for `count` matrices that share cols. x is quantised once.
 void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, size_t n, float* const* outs, bool accumulate);
 
+// out [n, cols] = the row, n times: what a product with a bias is added to.
+void repeat_row(const float* row, size_t cols, float* out, size_t n);
+
 // out [n, cols] = the rows row_ids [n] of a matrix in row order; every id is below matrix.rows.
 void dequantize_rows(Pool& pool, const Matrix& matrix, const int64_t* row_ids, size_t n, float* out);
 

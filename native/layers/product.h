@@ -24,19 +24,27 @@ struct Chunks {
     size_t end(size_t i) const { return begin(i + 1) < rows ? begin(i + 1) : rows; }
 };
 
-// x @ matrix^T by runs of rows: gemv or gemm, whichever is the faster for so many tokens.
+// Which forms of some activations are read: floats by float matrices; the int8 form by quantised ones, or the bfloat16 form where tiles do the product.
+struct Readers {
+    bool floats = false, codes = false, bf16 = false;
+
+    Readers operator|(const Readers& other) const { return {floats || other.floats, codes || other.codes, bf16 || other.bf16}; }
+};
+
+// x @ matrix^T by runs of rows: gemv, gemm or bf16 tiles, whichever is the fastest for so many tokens.
 class Product {
   public:
-    Product(const KernelTable& kernels, const Matrix& matrix)
-        : matrix_(matrix), format_(format_of(kernels, matrix)), panel_rows_(kernels.panel_rows) {}
+    Product(const KernelTable& kernels, const Matrix& matrix);
 
     const Matrix& matrix() const { return matrix_; }
-    bool float_input() const { return format_.float_input; }
+    Readers reads(size_t n) const { return {format_.float_input, !format_.float_input && !by_bf16(n), by_bf16(n)}; }
 
     // How to cut the rows for `threads` threads and n tokens.
     Chunks cut(size_t n, size_t threads) const;
-    // The most rows of a chunk whose unpacked panels stay in the cache while n tokens meet them, a multiple of the panel.
+    // The most rows of a chunk whose unpacked panels, or sums, stay in the cache while n tokens meet them, a multiple of the panel.
     size_t fitting_rows(size_t n) const;
+    // What a row costs with n tokens, in products of int8 with a token.
+    size_t row_cost(size_t n) const;
     // What compute needs of scratch.
     size_t scratch_bytes(size_t n, size_t rows) const;
 
@@ -45,50 +53,57 @@ class Product {
         return matrix_.data + i * matrix_.bytes() + (matrix_.in_tiles ? first / kStripRows : first) * matrix_.row_bytes;
     }
 
+    // Whether gate, this matrix, and `up` can be multiplied and joined in one pass; then out [n, last - first] = silu(x @ gate^T) * (x @ up^T) of rows first
+    // .. last - 1, with scratch for twice as many.
+    bool gates(const Product& up, size_t n) const { return by_bf16(n) && up.bf16_ == bf16_; }
+    void compute_gated(const Product& up, size_t i, size_t first, size_t last, const Tokens& x, float* out, uint8_t* scratch) const;
+
     // Rows first .. last - 1 of the i-th matrix; row `first` of token 0 goes to out.data[0]. `next` is Rows::next.
     void compute(size_t i, size_t first, size_t last, const Tokens& x, const Outputs& out, uint8_t* scratch, const uint8_t* next = nullptr) const;
 
   private:
-    bool by_panels(size_t n) const { return n >= (matrix_.in_tiles ? format_.tiles.gemm_from : format_.gemm_from); }
+    bool by_bf16(size_t n) const { return bf16_ != nullptr && n >= kernels_.bf16->from; }
+    bool by_panels(size_t n) const { return !by_bf16(n) && n >= (matrix_.in_tiles ? format_.tiles.gemm_from : format_.gemm_from); }
     // What a run of rows begins at a multiple of.
-    size_t align(size_t n) const { return matrix_.in_tiles ? kStripRows : by_panels(n) ? panel_rows_ : 1; }
+    size_t align(size_t n) const { return matrix_.in_tiles ? kStripRows : by_panels(n) ? kernels_.panel_rows : 1; }
 
+    const KernelTable& kernels_;
     const Matrix matrix_;
     const FormatKernels& format_;
-    const size_t panel_rows_;
+    const Bf16Product* const bf16_;  // null where the matrix has none
 };
 
-// Who reads some activations: float matrices read the floats, quantised ones the int8 form.
-struct Readers {
-    bool floats, codes;
+// Rows first .. first + count - 1 of some activations, which products read together: all of them, or an expert's, or a head's, and the index of that.
+struct Run {
+    size_t first, count, index;
 };
-
-inline Readers readers(const Product& a) { return {a.float_input(), !a.float_input()}; }
-inline Readers readers(const Product& a, const Product& b) { return {a.float_input() || b.float_input(), !(a.float_input() && b.float_input())}; }
 
 // Activations [rows, cols] in the forms that their readers want, in one of the pool's shared buffers.
 class Activations {
   public:
-    // With `values`, the floats are there already and only borrowed; without, put copies them.
-    Activations(Pool& pool, Shared slot, size_t rows, size_t cols, Readers readers, const float* values = nullptr);
+    // In `runs` runs. With `values`, the floats are there already and only borrowed; without, put copies them.
+    Activations(Pool& pool, Shared slot, size_t rows, size_t runs, size_t cols, Readers readers, const float* values = nullptr);
 
     // Whether put has anything to do.
-    bool to_fill() const { return copy_ != nullptr || codes_ != nullptr; }
+    bool to_fill() const { return copy_ != nullptr || codes_ != nullptr || bf16_ != nullptr; }
 
-    // Columns first .. first + count - 1 of a row become values[0 .. count - 1]; with codes, both are multiples of 32. Several threads may fill
-    // different parts.
-    void put(size_t row, size_t first, const float* values, size_t count) const;
+    // Columns first .. first + count - 1 of the i-th row of a run become values[0 .. count - 1], in the forms that its readers want; but for floats alone,
+    // both are multiples of 32. Several threads may fill different parts.
+    void put(const Run& run, size_t i, size_t first, const float* values, size_t count, Readers readers) const;
 
-    // Rows first .. first + count - 1.
-    Tokens rows(size_t first, size_t count) const;
+    Tokens rows(const Run& run) const;
 
   private:
+    // The tiles of a run: 16 rows each, so that up to 15 more are there than it has.
+    uint16_t* bf16_of(const Run& run) const { return bf16_ + (run.first + run.index * (kStripRows - 1)) * cols_; }
+
     const KernelTable& kernels_;
     const size_t cols_;
     const float* values_;
     float* copy_ = nullptr;
     int8_t* codes_ = nullptr;
     float *scales_ = nullptr, *sums_ = nullptr, *half_sums_ = nullptr;
+    uint16_t* bf16_ = nullptr;
 };
 
 // The next array of `count` elements in memory that starts at `at`; at moves behind it, to a multiple of 64 bytes.

@@ -44,10 +44,6 @@ void softmax(float* logits, size_t count) {
     for (size_t i = 0; i < count; ++i) logits[i] /= sum;
 }
 
-void sigmoid(float* logits, size_t count) {
-    for (size_t i = 0; i < count; ++i) logits[i] = 1.0f / (1.0f + std::exp(-logits[i]));
-}
-
 // The choice for one token, from its scores.
 class Choice {
   public:
@@ -105,6 +101,10 @@ class Choice {
 };
 
 }  // namespace
+
+void sigmoid(float* values, size_t count) {
+    for (size_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + std::exp(-values[i]));
+}
 
 void route(Pool& pool, const Matrix& router, const Routing& routing, const float* x, size_t n, int32_t* ids, float* weights) {
     const size_t experts = router.rows, k = routing.top_k;

@@ -25,4 +25,7 @@ struct Routing {
 // last), given top_k <= groups_used * (experts / groups).
 void route(Pool& pool, const Matrix& router, const Routing& routing, const float* x, size_t n, int32_t* ids, float* weights);
 
+// Each of the values becomes 1 / (1 + exp(-value)), on the calling thread.
+void sigmoid(float* values, size_t count);
+
 }  // namespace moespan

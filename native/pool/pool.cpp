@@ -21,6 +21,7 @@ namespace moespan {
 namespace {
 
 constexpr uint32_t kStop = UINT32_MAX;    // in left_: the workers end
+constexpr uint32_t kAtHome = kStop - 1;   // in left_: the pieces are in homes_
 constexpr int kJoinPauses = 1000;         // some 15-40 us of `pause` before the caller's first sched_yield
 constexpr int64_t kPauseNs = 30'000;      // the same for an idle worker
 constexpr int64_t kTakenNs = 200'000;     // a core that was away for so long was another program's, and not the kernel's own for a moment
@@ -60,18 +61,32 @@ void pin(pthread_t thread, int cpu) {
     if (error != 0) throw std::system_error(error, std::generic_category(), "cannot pin a thread to CPU " + std::to_string(cpu));
 }
 
-void check_cpus(const std::vector<int>& cpus) {
+void check_cpus(const std::vector<int>& cpus, const std::vector<size_t>& nodes) {
     if (cpus.empty()) throw std::invalid_argument("a pool needs at least one CPU");
     for (int cpu : cpus) {
         if (cpu < 0 || cpu >= CPU_SETSIZE) throw std::invalid_argument("there is no CPU " + std::to_string(cpu));
     }
+    if (!nodes.empty() && nodes.size() != cpus.size()) throw std::invalid_argument("each CPU needs a node");
+}
+
+// How many threads each node has: every one up to the largest must have some.
+std::vector<size_t> count_threads(const std::vector<size_t>& nodes) {
+    const size_t largest = *std::max_element(nodes.begin(), nodes.end());
+    if (largest >= kMaxNodes) {
+        throw std::invalid_argument("node " + std::to_string(largest) + ", but at most " + std::to_string(kMaxNodes) + " nodes are supported");
+    }
+    std::vector<size_t> counts(largest + 1, 0);
+    for (size_t node : nodes) ++counts[node];
+    const auto idle = std::find(counts.begin(), counts.end(), size_t{0});
+    if (idle != counts.end()) throw std::invalid_argument("node " + std::to_string(idle - counts.begin()) + " has no thread");
+    return counts;
 }
 
 }  // namespace
 
 // What a thread knows of its core. On cache lines of its own: but for the last two fields, only the thread itself reads and writes here once it runs.
 struct alignas(64) Pool::Thread {
-    Thread(Pool& p, size_t i) : pool(p), index(i) {}
+    Thread(Pool& p, size_t i) : pool(p), index(i), node(p.nodes_[i]) {}
 
     // Before and after a piece. lost_core tells whether another program had the core for a while since the last reading of the clocks: time passed
     // that this thread did not get, and not because it waited itself (for a page of the file, say).
@@ -128,7 +143,7 @@ struct alignas(64) Pool::Thread {
     }
 
     Pool& pool;
-    const size_t index;
+    const size_t index, node;
     pthread_t handle{};
     int64_t seen = 0;  // the time, when it last looked
     int64_t wall = 0, cpu = 0;
@@ -138,9 +153,13 @@ struct alignas(64) Pool::Thread {
     std::atomic<int64_t> crowded_until{0}, crowd_ns{0};
 };
 
-Pool::Pool(const std::vector<int>& cpus, const KernelTable& kernels, int spin_us)
-    : cpus_(cpus), kernels_(kernels), spin_ns_(int64_t{spin_us} * 1000) {
-    check_cpus(cpus);
+Pool::Pool(const std::vector<int>& cpus, const KernelTable& kernels, int spin_us, const std::vector<size_t>& nodes)
+    : cpus_(cpus), formats_(kernels.formats, kernels.formats + kernels.format_count), kernels_(kernels), spin_ns_(int64_t{spin_us} * 1000) {
+    kernels_.formats = formats_.data();
+    check_cpus(cpus, nodes);
+    nodes_ = nodes.empty() ? std::vector<size_t>(cpus.size(), 0) : nodes;
+    node_threads_ = count_threads(nodes_);
+    homes_ = std::vector<Home>(node_threads_.size());
     scratch_.resize(cpus.size());
     threads_.reserve(cpus.size());
     for (size_t i = 0; i < cpus.size(); ++i) threads_.emplace_back(new Thread(*this, i));
@@ -172,6 +191,16 @@ void Pool::stop() {
     for (size_t i = 1; i <= started_; ++i) pthread_join(threads_[i]->handle, nullptr);
 }
 
+bool Pool::knows_crossover(uint32_t type_id) const {
+    return std::find(crossovers_known_.begin(), crossovers_known_.end(), type_id) != crossovers_known_.end();
+}
+
+void Pool::set_crossover(uint32_t type_id, size_t gemm_from) {
+    const auto format = std::find_if(formats_.begin(), formats_.end(), [&](const FormatKernels& f) { return f.type_id == type_id; });
+    format->tiles.gemm_from = gemm_from;
+    crossovers_known_.push_back(type_id);
+}
+
 void Pool::pin_caller() {
     pin(pthread_self(), cpus_[0]);
     threads_[0]->handle = pthread_self();
@@ -183,14 +212,35 @@ void Pool::reserve_scratch(size_t bytes) {
 }
 
 void Pool::run(Task task, const void* work, size_t count) {
-    assert(count < kStop);
+    open(task, work, count);
+    count_ = static_cast<uint32_t>(count);
+    work_and_join(count_);
+}
+
+void Pool::run_at_home(Task task, const void* work, const size_t* counts) {
+    size_t pieces = 0;
+    for (size_t node = 0; node < nodes(); ++node) pieces += counts[node];
+    if (pieces == 0) return;
+    open(task, work, pieces);
+    for (size_t node = 0; node < nodes(); ++node) homes_[node].count = static_cast<uint32_t>(counts[node]);
+    // As below: a thread that looked for work here in an earlier run may take a piece before it is called.
+    for (Home& home : homes_) home.left.store(home.count, std::memory_order_release);
+    work_and_join(kAtHome);
+    left_.store(0, std::memory_order_relaxed);
+}
+
+// What is to be done, before anyone can take a piece of it.
+void Pool::open(Task task, const void* work, size_t pieces) {
+    assert(pieces < kAtHome);
     task_ = task;
     work_ = work;
-    count_ = static_cast<uint32_t>(count);
-    unfinished_.store(count_, std::memory_order_relaxed);
+    unfinished_.store(static_cast<uint32_t>(pieces), std::memory_order_relaxed);
+}
+
+void Pool::work_and_join(uint32_t left) {
     // Opens the run: who takes a piece sees all of the above (take is an acquire). Sequentially consistent with parked_ in park: either the worker
     // sees that there is work, or we see that it parks.
-    left_.store(count_);
+    left_.store(left);
     if (parked_.load() > 0) futex(left_, FUTEX_WAKE, INT_MAX);
 
     const bool lost_piece = drive(), lost_wait = join();
@@ -214,19 +264,37 @@ bool Pool::join() {
     return lost;
 }
 
-// Takes a piece, if there is one. Only what left_ holds at this instant counts: a thread that went to sleep with an old value in its hands may win the exchange
-// in a later run, and then has a piece of that one, whose task it reads after this acquire.
-bool Pool::take(size_t& piece) {
-    uint32_t left = left_.load(std::memory_order_relaxed);
+// Whether there is anything for this thread, where left_ is `left`.
+bool Pool::has_work(uint32_t left, const Thread& self) const {
+    return left != kAtHome ? left != 0 : homes_[self.node].left.load(std::memory_order_relaxed) != 0;
+}
+
+// Takes a piece, if there is one for this thread.
+bool Pool::take(const Thread& self, size_t& piece) {
+    uint32_t left = 0;
+    if (take_one(left_, left)) {
+        piece = count_ - left;
+        return true;
+    }
+    if (left != kAtHome) return false;
+    Home& home = homes_[self.node];
+    if (!take_one(home.left, left)) return false;
+    piece = home.count - left;
+    return true;
+}
+
+// One of those that are `left`, if any are. Only what `from` holds at this instant counts: a thread that went to sleep with an old value in its hands may
+// win the exchange in a later run, and then has a piece of that one, whose task it reads after this acquire.
+bool Pool::take_one(std::atomic<uint32_t>& from, uint32_t& left) {
+    left = from.load(std::memory_order_relaxed);
     do {
-        if (left == 0 || left == kStop) return false;
-    } while (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acquire, std::memory_order_relaxed));
-    piece = count_ - left;
+        if (left == 0 || left >= kAtHome) return false;
+    } while (!from.compare_exchange_weak(left, left - 1, std::memory_order_acquire, std::memory_order_relaxed));
     return true;
 }
 
 void Pool::work_on(size_t piece, const Thread& self) {
-    task_(work_, piece, scratch(self.index));
+    task_(work_, piece, seat(self.index));
     unfinished_.fetch_sub(1, std::memory_order_release);
 }
 
@@ -234,22 +302,22 @@ void Pool::work_on(size_t piece, const Thread& self) {
 bool Pool::drive() {
     Thread& self = *threads_[0];
     bool lost = false;
-    for (size_t piece; self.begin_piece(), take(piece);) {
+    for (size_t piece; self.begin_piece(), take(self, piece);) {
         work_on(piece, self);
         lost |= self.lost_core();
     }
     return lost;
 }
 
-// The caller lost its core. Once that is no accident, and some other core is far less crowded, two threads take each other's CPU. (When a CPU is no longer
-// ours, both stay where they are.)
+// The caller lost its core. Once that is no accident, and some other core of its node is far less crowded, two threads take each other's CPU. (When a CPU is
+// no longer ours, both stay where they are.)
 void Pool::change_places() {
     Thread& self = *threads_[0];
     self.crowd();
     const int64_t now = self.seen;
-    const auto less_crowded = [now](const auto& a, const auto& b) { return a->level(now) < b->level(now); };
-    Thread& worker = **std::min_element(threads_.begin() + 1, threads_.end(), less_crowded);
-    if (self.level(now) < 2 * std::max(worker.level(now), kFirstCrowdNs)) return;
+    const auto rank = [&](const auto& thread) { return std::pair(thread->node != self.node, thread->level(now)); };
+    Thread& worker = **std::min_element(threads_.begin() + 1, threads_.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
+    if (worker.node != self.node || self.level(now) < 2 * std::max(worker.level(now), kFirstCrowdNs)) return;
     std::swap(cpus_[0], cpus_[worker.index]);
     self.crowd_ns.store(worker.crowd_ns.exchange(self.crowd_ns, std::memory_order_relaxed), std::memory_order_relaxed);
     self.crowded_until.store(worker.crowded_until.exchange(self.crowded_until, std::memory_order_relaxed), std::memory_order_relaxed);
@@ -265,7 +333,7 @@ void* Pool::thread_main(void* worker) {
 
 // A worker's part of a run.
 void Pool::help(Thread& self) {
-    for (size_t piece; self.begin_piece(), take(piece);) {
+    for (size_t piece; self.begin_piece(), take(self, piece);) {
         work_on(piece, self);
         if (self.lost_core()) self.crowd();
         self.nap_when_due();
@@ -278,7 +346,7 @@ bool Pool::wait_for_work(Thread& self) {
         const int64_t begin = self.seen = now_ns();
         for (;;) {
             const uint32_t left = left_.load(std::memory_order_relaxed);  // take is the one that acquires
-            if (left != 0) return left != kStop;
+            if (has_work(left, self)) return left != kStop;
             if (self.seen - begin >= spin_ns_) break;
             idle(self, begin);
         }

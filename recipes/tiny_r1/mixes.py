@@ -1,7 +1,7 @@
 """Which GGUF type each matrix of an exported file has.
 
 A mix that is called as a type is called has every matrix in it, embedding and head too. llama.cpp's mixes of these names spend more on the head; with one
-type throughout, figures compare types. Rows that its blocks do not fill (attn_k_b's, of 128, in the K-quants) are Q8_0. The mixes with _M have Q6_K where
+type throughout, figures compare types. Rows that its blocks do not fill (attn_k_b's, of 128, where a block has 256) are Q8_0. The mixes with _M have Q6_K where
 llama.cpp's spend more: head, values, and the down projections outside the routed experts. Q4_K_M is what ships.
 """
 
@@ -43,6 +43,11 @@ MIXES: Mapping[str, Mix] = {
     "Q4_K": Mix(Type.Q4_K, LlamaFileType.MOSTLY_Q4_K_S),
     "Q4_1": Mix(Type.Q4_1, LlamaFileType.MOSTLY_Q4_1),
     "Q4_0": Mix(Type.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+    "IQ4_NL": Mix(Type.IQ4_NL, LlamaFileType.MOSTLY_IQ4_NL),
+    "IQ4_XS": Mix(Type.IQ4_XS, LlamaFileType.MOSTLY_IQ4_XS),
+    "MXFP4": Mix(Type.MXFP4, LlamaFileType.MOSTLY_MXFP4_MOE),
+    "Q3_K": Mix(Type.Q3_K, LlamaFileType.MOSTLY_Q3_K_S),
+    "Q2_K": Mix(Type.Q2_K, LlamaFileType.MOSTLY_Q2_K_S),
     "Q5_K_M": Mix(Type.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, _FINER),
     "Q4_K_M": Mix(Type.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, _FINER),
 }

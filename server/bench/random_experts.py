@@ -96,10 +96,13 @@ class RandomExperts:
         """The bytes of one layer's experts, of self.gate, self.up or self.down."""
         return matrix.blocks(layer * self.size.experts, (layer + 1) * self.size.experts)
 
-    def exact(self, layer: int, x: NDArray[np.float32], ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float64]:
-        """What Ops.experts should give for x [n, hidden], ids and weights [n, top_k], on the dequantised weights in float64: [n, hidden]."""
+    def exact(self, x: NDArray[np.float32], ids: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What Ops.experts should give for x [n, hidden], ids and weights [n, top_k], on the dequantised weights in float64: [n, hidden].
+
+        ids count the experts of all layers: those of the second begin behind the first's.
+        """
         wide = x.astype(np.float64).repeat(ids.shape[1], 0)
-        index = ids.reshape(-1).astype(np.int64) + layer * self.size.experts
+        index = ids.reshape(-1).astype(np.int64)
         gate, up = self.gate.product(wide, index), self.up.product(wide, index)
         result = self.down.product(gate / (1 + np.exp(-gate)) * up, index) * weights.reshape(-1, 1)
         return np.asarray(result.reshape(*ids.shape, -1).sum(1))

@@ -36,6 +36,7 @@ class Setting:
     cpu: str
     threads: int
     isa: str
+    numa: str
     shape: str
     experts: int
     top_k: int
@@ -52,9 +53,11 @@ def run(arguments: Namespace) -> int:
     kinds = tuple(_kind(name) for name in arguments.format)
     sweep_bytes = _sweep_bytes(layer, kinds)
     _check_writable(arguments.plot)
-    ops = open_ops(config_of(arguments).engine.cpu_infer)
+    engine = config_of(arguments).engine
+    ops = open_ops(engine.cpu_infer, engine.numa, precision=engine.prefill_precision)
     try:
-        setting = Setting(version(), cpu_name(), ops.threads, ops.isa, shape, *(getattr(layer, name) for name in ("experts", "top_k", "hidden", "ffn")))
+        sizes = (getattr(layer, name) for name in ("experts", "top_k", "hidden", "ffn"))
+        setting = Setting(version(), cpu_name(), ops.threads, ops.isa, ops.numa, shape, *sizes)
         bench = Bench(ops, layer, arguments.q, sweep_bytes, arguments.repeat)
         points = list(_told(bench.run(kinds), len(kinds) * len(arguments.q)))
     finally:
@@ -143,7 +146,8 @@ def _title(setting: Setting) -> str:
 
 
 def _machine(setting: Setting) -> str:
-    return f"{setting.threads} threads, {setting.isa}, on {setting.cpu}"
+    numa = "" if setting.numa == "off" else f", NUMA: {setting.numa}"
+    return f"{setting.threads} threads, {setting.isa}{numa}, on {setting.cpu}"
 
 
 def _print_table(setting: Setting, limits: Limits, points: list[Point]) -> None:
@@ -153,13 +157,14 @@ def _print_table(setting: Setting, limits: Limits, points: list[Point]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{_title(setting)}; {_machine(setting)}", markup=False)
     console.print(_limits_words(limits), markup=False)
-    table = Table("format", "q", "ms", "min", "max", "calls", "GB/s", "of sweep", "TFLOPS", "of peak", "error", box=None)
+    names = ("format", "q", "ms", "min", "max", "calls", "GB/s", "of sweep", "TFLOPS", "of peak", "error", "outliers")
+    table = Table(*names, box=None, pad_edge=False, collapse_padding=True)
     for column in table.columns[1:]:
         column.justify = "right"
     for p in points:
         times = (*(_digits(ms) for ms in (p.ms, p.ms_min, p.ms_max)), str(p.calls))
         shares = (f"{p.gbps:.1f}", f"{p.gbps / limits.gbps:.0%}", _digits(p.tflops), f"{p.tflops / limits.peak(p.kind):.0%}")
-        table.add_row(p.format, str(p.q), *times, *shares, f"{p.error:.2%}")
+        table.add_row(p.format, str(p.q), *times, *shares, f"{p.error:.2%}", f"{p.outliers:.2%}")
     console.print(table)
     for name, down in dict.fromkeys((p.format, p.down_format) for p in points if p.down_format != p.format):
         console.print(f"{name}: down is {down}, since rows of {setting.ffn} are no whole number of blocks.", markup=False)

@@ -19,12 +19,12 @@ from server.engine.models.shapes import SHAPES
 from server.errors import ConfigError
 
 MODEL_FLAGS = ("model", "gguf_path", "model_path")
-ENGINE_FLAGS = ("cpu_infer", "cache_lens", "cache_type", "prefill_chunk", "experts_per_token", "device")
+ENGINE_FLAGS = ("cpu_infer", "numa", "cache_lens", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "device")
 CONFIG_FLAGS: dict[str, tuple[str, ...]] = {  # command -> the configuration's keys that do something there
     "serve": tuple(KEYS),
     "chat": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens", "force_think"),
-    "bench offline": ("model", "gguf_path", "cpu_infer", "cache_type", "prefill_chunk", "experts_per_token", "device"),
-    "bench experts": ("cpu_infer",),
+    "bench offline": ("model", "gguf_path", "cpu_infer", "numa", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "device"),
+    "bench experts": ("cpu_infer", "numa", "prefill_precision"),
     "eval questions": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens"),
     "eval text": (*MODEL_FLAGS, *(key for key in ENGINE_FLAGS if key != "cache_lens")),
     "eval compare": (),
@@ -38,10 +38,12 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "model_path": ("DIR", "a local Hugging Face directory whose config, tokenizer and chat template replace the GGUF's"),
     "model_name": ("NAME", "what /v1/models calls the model (default: the file's name, or the embedded model's)"),
     "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow)"),
+    "numa": ("shard|replicate|off|auto", "how experts lie in several nodes of memory: slices, copies, anyhow; auto: shard with two nodes or more"),
     "cache_lens": ("N", "tokens in the KV cache, prompt and reply together (default: the smaller of 8192 and the model's context)"),
     "cache_type": ("f16|f32", "how the KV cache is stored"),
     "prefill_chunk": ("N", "the most prompt tokens that one step takes"),
     "experts_per_token": ("N", "routed experts that a token uses, fewer than the model's own: faster and less exact (default: the model's own)"),
+    "prefill_precision": ("auto|bf16|int8", "what activations are rounded to when many tokens meet quantised weights; auto: bf16 with AMX, int8 elsewhere"),
     "device": ("auto|cpu", "where the model runs; the GPU stage is not built yet, so both mean the CPU"),
     "max_queue": ("N", "requests that may wait; more get 429"),
     "max_new_tokens": ("N", "the cap on one reply, where a request names none"),
@@ -273,6 +275,6 @@ def _add_synth_flags(parser: ArgumentParser) -> None:
     parser.add_argument("shape", metavar="SHAPE", help=f"whose shape: {', '.join(SHAPES)}")
     parser.add_argument("out", type=Path, metavar="OUT.gguf", help="the file to write")
     parser.add_argument("--layers", type=_count, metavar="N", help="the first N layers only (default: all)")
-    parser.add_argument("--quant", default="q4_k_m", metavar="MIX", help="llama.cpp's name of the types' mix: q4_k_m, q8_0, bf16, ... (default: q4_k_m)")
+    parser.add_argument("--quant", default="q4_k_m", metavar="MIX", help="llama.cpp's name of the types' mix: q4_k_m, q2_k, iq1_s, ... (default: q4_k_m)")
     parser.add_argument("--seed", type=_whole, default=0, metavar="N", help="the same seed writes the same file (default: 0)")
     parser.add_argument("--split", type=_count, default=1, metavar="N", help="write N files, as large models are published (default: 1)")

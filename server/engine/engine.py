@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from server.engine.decode import DecodeProgram
 from server.engine.kv_cache import PAGE_SIZE, KVCache
 from server.engine.models.transformer import Transformer
 from server.engine.native import NativeOps
@@ -18,9 +19,11 @@ from server.types import SamplingParams
 class LocalEngine:
     """One model on this machine's CPUs: server.engine.protocol.Engine. Called from one thread, which is one of the pool's."""
 
-    def __init__(self, model: Transformer, cache: KVCache, ops: NativeOps, prefill_chunk: int) -> None:
+    def __init__(self, model: Transformer, cache: KVCache, ops: NativeOps, prefill_chunk: int, recorded: bool = True) -> None:
+        """The model's matrices are laid out. Not `recorded`, each step of decode calls the model's own operations, which may be another maker's."""
         self._model, self._cache, self._ops = model, cache, ops
         self._prefill_chunk = prefill_chunk
+        self._decode = DecodeProgram(model, cache, ops) if recorded else None
 
     @property
     def page_size(self) -> int:
@@ -45,6 +48,7 @@ class LocalEngine:
         """
         self._ops.pin_caller()
         self.logits(Step((0,) * min(8, self._prefill_chunk), 0, (0,), None))
+        self._last_logits(Step((0,), 0, (0,), None))
 
     def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> Sampler:
         """Raises RequestError when logit_bias names a token that the model does not have."""
@@ -56,11 +60,11 @@ class LocalEngine:
     @torch.inference_mode()
     def step(self, step: Step) -> Drawn | None:
         """Run the step's tokens; with a sampler, draw from the last one's logits."""
-        hidden = self._hidden(step)
         if step.sampler is None:
+            self._hidden(step)
             return None
         assert isinstance(step.sampler, TokenSampler)
-        return step.sampler.draw(self._model.logits(hidden[-1:])[0])
+        return step.sampler.draw(self._last_logits(step))
 
     @torch.inference_mode()
     def logits(self, step: Step) -> Tensor:
@@ -69,6 +73,12 @@ class LocalEngine:
 
     def close(self) -> None:
         self._ops.close()
+
+    def _last_logits(self, step: Step) -> Tensor:
+        """Logits [vocab] after the step's last token; the next step may overwrite them."""
+        if self._decode is not None and len(step.token_ids) == 1:
+            return self._decode.run(step.token_ids[0], step.start, step.pages)
+        return self._model.logits(self._hidden(step)[-1:])[0]
 
     def _hidden(self, step: Step) -> Tensor:
         """Hidden states [n, hidden] after the last layer."""

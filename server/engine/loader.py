@@ -12,7 +12,7 @@ import torch
 from server.config import EngineConfig
 from server.engine.engine import LocalEngine
 from server.engine.gguf.reader import GGUFFile
-from server.engine.kv_cache import KVCache
+from server.engine.kv_cache import PAGE_SIZE, KVCache
 from server.engine.models.config import HParams
 from server.engine.models.hf_config import overridden
 from server.engine.models.registry import family
@@ -50,18 +50,20 @@ def load_model(
     torch.set_num_threads(1)  # what is heavy goes through the pool; a second set of threads would fight it for the cores
     hparams = with_experts_per_token(_hparams(file, hf_directory), config.experts_per_token)
     cache_lens = resolve_cache_lens(config.cache_lens, hparams.context)
-    ops = open_ops(config.cpu_infer)
+    hparams = replace(hparams, context=-(-cache_lens // PAGE_SIZE) * PAGE_SIZE)  # positions that a step can have
+    ops = open_ops(config.cpu_infer, config.numa, precision=config.prefill_precision)
     try:
         model_ops = ops if wrap is None else wrap(ops)
         weights = Weights(file, model_ops)
         model = _build(file, hparams, weights, model_ops)
         cache = KVCache.allocate(hparams, cache_lens, config.cache_type)
+        ops.check_nodes()
         weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
     except BaseException:
         ops.close()
         raise
     name = str(file.metadata.get("general.name") or file.name)
-    engine = LocalEngine(model, cache, ops, config.prefill_chunk)
+    engine = LocalEngine(model, cache, ops, config.prefill_chunk, recorded=wrap is None)
     return LoadedModel(engine, name, cache_lens, cache.nbytes, ops.threads, ops.isa, hparams.moe.top_k if hparams.moe else 0)
 
 

@@ -4,8 +4,8 @@
     w = ops.matrix(type_id, rows, cols, memoryview(mmap)[a:b])
     ops.linear([w], x, [out])
 
-A step makes some 250 calls for each token, of about 2 us here each, so what only our own code can get wrong is no more than asserted,
-and cheaply; the module itself checks every count.
+Between `record` and its end, operations are written down and not run: a `Program` of them is then one native call for each token, with no Python between.
+What only our own code can get wrong is no more than asserted, and cheaply; the module itself checks every count.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,24 +22,46 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from server.engine.numa import Node, Spread, nodes_here, seats
 from server.engine.ops import KVPages, LatentPages, Norm, Rotation, Routing, Span
 from server.errors import DeviceError
 
 if TYPE_CHECKING:
+    from server import _native
     from server._native import Matrix, Pool
+    from server.config import Numa, Precision
 
 _log = logging.getLogger(__name__)
 
 _FLOAT = torch.float32
+_BF16_ISAS = ("amx", "avx512_bf16")  # AVX-512 with products of bf16 beside those of int8
 SLICE = 32 << 20  # bytes of a matrix that are laid out at a time: as much of a file is in memory twice
+
+
+class Program:
+    """Operations that were recorded, to be run again with the memory that they were given: one step of a model, for any place in a sequence."""
+
+    def __init__(self, pool: Pool, program: _native.Program, kept: list[object]) -> None:
+        self._pool, self._program = pool, program
+        self._kept = kept  # tensors whose addresses the program holds
+        self._pages: tuple[int, ...] = ()
+
+    def run(self, start: int, pages: tuple[int, ...]) -> None:
+        """As if the operations were called with Span(start, n, pages), n being as recorded."""
+        if pages is not self._pages:  # a sequence keeps its pages: most steps bring the same tuple
+            self._program.set_pages(pages)
+            self._pages = pages
+        self._program.run(self._pool, start)
 
 
 class NativeOps:
     """server.engine.ops.Ops on a pool of pinned CPU threads. One thread at a time may call it: it is one of the pool's."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, spread: Spread | None = None) -> None:
         self._pool = pool
+        self._spread = spread
         self._matrix = _module().Matrix
+        self._kept: list[object] | None = None  # while a program is recorded: what it must keep alive
         self.threads = pool.threads
         self.isa = pool.isa
 
@@ -50,10 +73,44 @@ class NativeOps:
         """End the pool's threads; a second call does nothing."""
         self._pool.close()
 
+    @contextmanager
+    def record(self) -> Iterator[Program]:
+        """Within, operations become the program and compute nothing. Their span counts only for its number of tokens; matrices must be laid out."""
+        program, self._kept = _module().Program(), []
+        self._pool.record(program)
+        try:
+            yield Program(self._pool, program, self._kept)
+        finally:
+            self._pool.record(None)
+            self._kept = None
+
+    def _at(self, x: Tensor) -> int:
+        """The tensor's address, for an operation that is made now."""
+        if self._kept is not None:
+            self._kept.append(x)
+        return x.data_ptr()
+
     def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Matrix:
         """Borrow `count` weight matrices [rows, cols] in GGUF blocks. ValueError when the type, the columns or the bytes do not fit."""
         matrix: Matrix = self._matrix(type_id, rows, cols, data, count)
         return matrix
+
+    @property
+    def numa(self) -> str:
+        """How experts are spread over nodes of memory: "off", "shard" or "replicate"."""
+        return "off" if self._spread is None else self._spread.mode
+
+    def spread_experts(self, gate: Matrix, up: Matrix, down: Matrix) -> None:
+        """Have the matrices laid out node by node, where there are several; from then on only `experts` takes them."""
+        if self._spread is not None:
+            self._pool.spread(gate, up, down, [node.memory for node in self._spread.nodes], self._spread.mode == "replicate")
+            for matrix in (gate, up, down):
+                self._spread.add([nbytes for _, nbytes, _, _ in matrix.parts])
+
+    def check_nodes(self) -> None:
+        """Whether the nodes have room for the experts that were spread since the last time; the log is told. Raises DeviceError with a sentence."""
+        if self._spread is not None:
+            self._spread.check()
 
     def lay_out(self, matrix: Matrix) -> Iterator[tuple[int, int]]:
         """Tile order for a matrix of a type that has one; yields each slice's bytes before they are read. Raises DeviceError without memory."""
@@ -66,14 +123,19 @@ class NativeOps:
             except MemoryError:
                 raise DeviceError("There is not enough memory for the weights. Close other programs, or use a smaller model.") from None
 
-    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
-        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T; the input is rounded to int8 once where some matrix is quantised."""
+    def linear(
+        self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None, biases: Sequence[Tensor] = ()
+    ) -> None:
+        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T (+ biases[i]); the input is rounded to int8 once where some matrix is quantised."""
         cols = matrices[0].cols
         n = x.numel() // cols
         assert _holds(x, n * cols)
         for i, out in enumerate(outs):
             assert _holds(out, n * matrices[i].rows)
-        self._pool.linear(matrices, x.data_ptr(), n, [out.data_ptr() for out in outs], accumulate, *_address(norm, cols))
+        for i, bias in enumerate(biases):
+            assert _holds(bias, matrices[i].rows)
+        at = self._at
+        self._pool.linear(matrices, at(x), n, [at(out) for out in outs], accumulate, *self._norm(norm, cols), [at(bias) for bias in biases])
 
     def ffn(
         self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None, scales: Tensor | None = None
@@ -84,7 +146,7 @@ class NativeOps:
         assert _holds(x, n * cols)
         assert _holds(out, n * down.rows)
         assert scales is None or _holds(scales, n)
-        self._pool.ffn(gate, up, down, x.data_ptr(), n, out.data_ptr(), accumulate, *_address(norm, cols), 0 if scales is None else scales.data_ptr())
+        self._pool.ffn(gate, up, down, self._at(x), n, self._at(out), accumulate, *self._norm(norm, cols), 0 if scales is None else self._at(scales))
 
     def route(self, router: Matrix, routing: Routing, x: Tensor, ids: Tensor, weights: Tensor) -> None:
         """ids [n, top_k] int32 and weights [n, top_k] of each token's experts, best first; ValueError where `routing` does not fit the router."""
@@ -95,8 +157,8 @@ class NativeOps:
         assert _holds(weights, n * r.top_k)
         assert r.bias is None or _holds(r.bias, router.rows)
         self._pool.route(
-            router, r.top_k, r.gating == "sigmoid", r.normalize, r.scale, r.groups, r.groups_used, r.group_top, 0 if r.bias is None else r.bias.data_ptr(),
-            x.data_ptr(), n, ids.data_ptr(), weights.data_ptr(),
+            router, r.top_k, r.gating == "sigmoid", r.normalize, r.scale, r.groups, r.groups_used, r.group_top, 0 if r.bias is None else self._at(r.bias),
+            self._at(x), n, self._at(ids), self._at(weights),
         )  # fmt: skip
 
     def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
@@ -106,7 +168,12 @@ class NativeOps:
         assert _are_ids(ids, n * top_k)
         assert _holds(weights, n * top_k)
         assert _holds(out, n * down.rows)
-        self._pool.experts(gate, up, down, x.data_ptr(), n, ids.data_ptr(), weights.data_ptr(), top_k, out.data_ptr())
+        self._pool.experts(gate, up, down, self._at(x), n, self._at(ids), self._at(weights), top_k, self._at(out))
+
+    def sigmoid(self, x: Tensor) -> None:
+        """1 / (1 + exp(-x)), in place."""
+        assert _holds(x, x.numel())
+        self._pool.sigmoid(self._at(x), x.numel())
 
     def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
         """out [n, cols] = rows row_ids [n] (int64) of the matrix. ValueError for a row that is not there."""
@@ -114,7 +181,7 @@ class NativeOps:
         assert row_ids.dtype is torch.int64
         assert row_ids.is_contiguous()
         assert _holds(out, n * matrix.cols)
-        self._pool.dequantize_rows(matrix, row_ids.data_ptr(), n, out.data_ptr())
+        self._pool.dequantize_rows(matrix, self._at(row_ids), n, self._at(out))
 
     def rms_norm(self, x: Tensor, norm: Norm, out: Tensor | None = None) -> None:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length), to out, or in place."""
@@ -122,24 +189,24 @@ class NativeOps:
         n = x.numel() // dim
         assert _holds(x, n * dim)
         assert out is None or _holds(out, n * dim)
-        self._pool.rms_norm(x.data_ptr(), norm.weight.data_ptr(), (x if out is None else out).data_ptr(), n, dim, norm.eps)
+        self._pool.rms_norm(self._at(x), self._at(norm.weight), self._at(x if out is None else out), n, dim, norm.eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
         """Rotate q and k in place, store k and v, and attend causally over all start + n cached tokens.
 
-        q and out [n, heads, head_dim], k and v [n, kv_heads, head_dim], rotation.table [n, rot_dim / 2, 2] of (cos, sin).
+        q and out [n, heads, head_dim], k and v [n, kv_heads, head_dim].
         """
-        n, heads, (_, kv_heads, head_dim, page_size), half = span.n, q.shape[1], cache.k.shape, rotation.table.shape[1]
+        n, heads, (_, kv_heads, head_dim, page_size), (positions, half, _) = span.n, q.shape[1], cache.k.shape, rotation.table.shape
         assert _holds(q, n * heads * head_dim)
         assert _holds(out, n * heads * head_dim)
         assert _holds(k, n * kv_heads * head_dim)
         assert _holds(v, n * kv_heads * head_dim)
-        assert _holds(rotation.table, n * half * 2)
+        assert _holds(rotation.table, positions * half * 2)
         self._pool.attend(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), n, heads, kv_heads, head_dim,
-            rotation.table.data_ptr(), 2 * half, rotation.interleaved,
-            cache.k.data_ptr(), cache.v.data_ptr(), _is_half(cache.k, cache.v), page_size, span.pages, span.start,
-            scale, out.data_ptr(),
+            self._at(q), self._at(k), self._at(v), n, heads, kv_heads, head_dim,
+            self._at(rotation.table), positions, 2 * half, rotation.interleaved,
+            self._at(cache.k), self._at(cache.v), _is_half(cache.k, cache.v), page_size, span.pages, span.start,
+            scale, self._at(out),
         )  # fmt: skip
 
     def attend_latent(
@@ -155,23 +222,30 @@ class NativeOps:
         scale: float,
         out: Tensor,
     ) -> None:
-        """Norm, rotate and store the latents, and attend to all start + n of them in the absorbed form; q and latent are left overwritten.
+        """Norm, rotate and store the latents, and attend to all start + n of them in the absorbed form; latent is left overwritten.
 
         q [n, heads, nope + rope], latent [n, kv_lora + rope], out [n, heads, v_dim]; k_b and v_b hold `heads` matrices each.
         """
-        n, heads, (_, page_size, width), half = span.n, k_b.count, cache.latent.shape, rotation.table.shape[1]
+        n, heads, (_, page_size, width), (positions, half, _) = span.n, k_b.count, cache.latent.shape, rotation.table.shape
         assert width == k_b.rows + 2 * half
         assert _holds(q, n * heads * (k_b.cols + 2 * half))
         assert _holds(latent, n * width)
         assert _holds(norm.weight, k_b.rows)
-        assert _holds(rotation.table, n * half * 2)
+        assert _holds(rotation.table, positions * half * 2)
         assert _holds(out, n * heads * v_b.rows)
         self._pool.attend_latent(
-            q.data_ptr(), latent.data_ptr(), n, norm.weight.data_ptr(), norm.eps,
-            rotation.table.data_ptr(), 2 * half, rotation.interleaved,
-            cache.latent.data_ptr(), _is_half(cache.latent), page_size, span.pages, span.start,
-            k_b, v_b, scale, out.data_ptr(),
+            self._at(q), self._at(latent), n, self._at(norm.weight), norm.eps,
+            self._at(rotation.table), positions, 2 * half, rotation.interleaved,
+            self._at(cache.latent), _is_half(cache.latent), page_size, span.pages, span.start,
+            k_b, v_b, scale, self._at(out),
         )  # fmt: skip
+
+    def _norm(self, norm: Norm | None, cols: int) -> tuple[int, float]:
+        """The weight's address and eps, as the module takes them; 0 for no norm."""
+        if norm is None:
+            return 0, 0.0
+        assert _holds(norm.weight, cols)
+        return self._at(norm.weight), norm.eps
 
     def read_sweep(self, x: Tensor) -> float:
         """Seconds in which the pool's threads read all of x together: a contiguous tensor of a multiple of 2^20 bytes."""
@@ -183,18 +257,23 @@ class NativeOps:
         return self._pool.peak_ops()
 
 
-def open_ops(cpu_infer: int | None = None) -> NativeOps:
+def open_ops(cpu_infer: int | None = None, numa: Numa = "off", nodes: Sequence[Node] | None = None, precision: Precision = "auto") -> NativeOps:
     """A pool of `cpu_infer` pinned threads: None for one on each CPU that there is; more than that are capped with a warning.
 
-    The instruction set is the best that the CPU has, or what MOESPAN_ISA names. Raises DeviceError with a sentence.
+    The instruction set is the best that the CPU has, or what MOESPAN_ISA names. `numa`: how experts are spread over nodes of memory (engine/numa.py); `nodes`
+    takes the place of the machine's. `precision`: of activations when many tokens meet quantised weights. Raises DeviceError or ConfigError with a sentence.
     """
     module = _module()
     cpus = cpus_allowed()
-    if cpu_infer is not None and cpu_infer > len(cpus):
-        _log.warning("cpu_infer is %d, but only %d CPUs may be used here: running with %d.", cpu_infer, len(cpus), len(cpus))
-    isa = _wanted_isa(module.available_isas())
+    by_node, spread = seats(numa, nodes_here() if nodes is None else nodes, cpu_infer, len(cpus))
+    taken = [(cpu, node) for node, own in enumerate(by_node) for cpu in own] or [(cpu, 0) for cpu in cpus[:cpu_infer]]
+    if cpu_infer is not None and cpu_infer > len(taken):
+        _log.warning("cpu_infer is %d, but only %d CPUs may be used here: running with %d.", cpu_infer, len(taken), len(taken))
+    for reason in {module.bind_error(node.memory) for node in spread.nodes} - {""} if spread else ():
+        _log.warning("NUMA: pages cannot be bound to nodes here (%s), so they lie where their node's threads write them first.", reason)
+    isa = _wanted_isa(module, precision)
     try:
-        return NativeOps(module.Pool(cpus[:cpu_infer], isa))
+        return NativeOps(module.Pool([cpu for cpu, _ in taken], isa, nodes=[node for _, node in taken]), spread)
     except RuntimeError as error:
         raise DeviceError(f"The pool of CPU threads could not be started: {error}.") from error
 
@@ -241,15 +320,21 @@ def _cgroup_directories(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
         yield from (directory for directory in (inner, *inner.parents) if directory.is_relative_to(top))
 
 
-def _wanted_isa(available: Sequence[str]) -> str:
+def _wanted_isa(module: ModuleType, precision: Precision) -> str:
+    """What MOESPAN_ISA names, or "auto"; a set that the kernel refuses is told, as the next best runs slower."""
     wanted = os.environ.get("MOESPAN_ISA", "") or "auto"
-    if wanted not in ("auto", "scalar", "avx2", "avx512"):
-        raise DeviceError(
-            f"MOESPAN_ISA asks for '{wanted}', which is no instruction set. Available here: {', '.join(available)}. Unset it for the best of them."
-        )
-    if wanted != "auto" and wanted not in available:
-        raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', which this CPU cannot run. Available here: {', '.join(available)}. Unset it for the best of them.")
-    return wanted
+    available: list[str] = module.available_isas()
+    for refused in module.refused_isas():
+        _log.warning("This CPU has %s, but the operating system refuses its use to this process: %s runs instead.", refused, available[0])
+    if precision != "auto" and wanted == "auto":
+        fitting = [isa for isa in available if (isa in _BF16_ISAS) == (precision == "bf16")]
+        if not fitting:
+            raise DeviceError("--prefill_precision bf16 needs a CPU with AMX or AVX512_BF16, and this one has neither. Leave it out: int8 is what runs here.")
+        return fitting[0]
+    if wanted == "auto" or wanted in available:
+        return wanted
+    why = "which this CPU cannot run" if wanted in module.compiled_isas() else "which is no instruction set"
+    raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', {why}. Available here: {', '.join(available)}. Unset it for the best of them.")
 
 
 def _module() -> ModuleType:
@@ -269,14 +354,6 @@ def _holds(x: Tensor, count: int) -> bool:
 def _are_ids(ids: Tensor, count: int) -> bool:
     """The same for int32."""
     return ids.dtype is torch.int32 and ids.numel() == count and ids.is_contiguous()
-
-
-def _address(norm: Norm | None, cols: int) -> tuple[int, float]:
-    """The weight's address and eps, as the module takes them; 0 for no norm."""
-    if norm is None:
-        return 0, 0.0
-    assert _holds(norm.weight, cols)
-    return norm.weight.data_ptr(), norm.eps
 
 
 def _is_half(*stores: Tensor) -> bool:

@@ -35,7 +35,8 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Rotary angles of a step's tokens: table [n, rot_dim / 2, 2] of (cos, sin), and which values make a pair (layers/rope.py)."""
+    """Rotary angles by position, as many as the cache has room for: table [positions, rot_dim / 2, 2] of (cos, sin), and which values make a pair
+    (layers/rope.py)."""
 
     table: Tensor
     interleaved: bool
@@ -87,10 +88,20 @@ class Routing:
 
 
 class Ops(Protocol):
-    """Operations of one device. Activations are contiguous float32; `n` is the number of tokens."""
+    """Operations of one device. Activations are contiguous float32; `n` is the number of tokens.
+
+    Between the embedding and the logits a model computes by these operations alone, never by torch itself, so that a maker can record a step.
+    """
 
     def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Matrix:
         """Take a weight matrix in GGUF blocks, without a copy where the maker can; `count` of them, one behind the other, for experts and heads."""
+        ...
+
+    def spread_experts(self, gate: Matrix, up: Matrix, down: Matrix) -> None:
+        """Told before they are laid out: these are the routed experts of one layer. The maker may spread them over nodes of memory (engine/numa.py).
+
+        Only `experts` takes them from then on.
+        """
         ...
 
     def lay_out(self, matrix: Matrix) -> Iterator[tuple[int, int]]:
@@ -101,8 +112,10 @@ class Ops(Protocol):
         """
         ...
 
-    def linear(self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
-        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T; without a norm, x as it is."""
+    def linear(
+        self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None, biases: Sequence[Tensor] = ()
+    ) -> None:
+        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T (+ biases[i]); without a norm, x as it is. Biases are not for what is accumulated."""
         ...
 
     def ffn(
@@ -120,6 +133,10 @@ class Ops(Protocol):
 
     def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
         """out [n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x); gate, up, down hold `count` experts. out is not x."""
+        ...
+
+    def sigmoid(self, x: Tensor) -> None:
+        """1 / (1 + exp(-x)), in place."""
         ...
 
     def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
@@ -155,6 +172,6 @@ class Ops(Protocol):
         q [n, heads, nope + rope]; latent [n, kv_lora + rope], as attn_kv_a_mqa gives it. The last rope values of each query and of the latent are
         rotated, the latent's first kv_lora are normed, and what results is written to the span's pages. Then, for head h, causal over start + n tokens,
             score = scale * ((k_b[h] q_nope) . c + q_rope . k_rope),   out[h] = v_b[h] (softmax(score) c)
-        with k_b `heads` matrices [kv_lora, nope], v_b `heads` matrices [v_dim, kv_lora], out [n, heads, v_dim]. q and latent are left overwritten.
+        with k_b `heads` matrices [kv_lora, nope], v_b `heads` matrices [v_dim, kv_lora], out [n, heads, v_dim]. q and latent may be left overwritten.
         """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType as Type
 
-from server.bench.experts import Bench, Limits, Point, Times, relative_error, time_calls
+from server.bench.experts import SAMPLED, Bench, Limits, Point, Times, layer_errors, relative_error, time_calls
 from server.bench.random_experts import COLD_BYTES, Kinds, LayerSize, RandomExperts, Router, Routes
 from server.bench.roofline import roofline
 from server.cli import bench_experts, main
@@ -43,7 +44,7 @@ def test_the_truth_is_that_of_the_reference(kind: Type) -> None:
         matrices = [ops.matrix(m.kind, m.rows, m.cols, made.blocks(m, layer), SIZE.experts) for m in (made.gate, made.up, made.down)]
         out = torch.zeros(5, SIZE.hidden, dtype=torch.float64)
         ops.experts(*matrices, torch.from_numpy(x), torch.from_numpy(route.ids), torch.from_numpy(route.weights), out)
-        np.testing.assert_allclose(made.exact(layer, x, route.ids, route.weights), out.numpy(), rtol=1e-10)
+        np.testing.assert_allclose(made.exact(x, layer * SIZE.experts + route.ids, route.weights), out.numpy(), rtol=1e-10)
 
 
 def test_every_expert_is_memory_of_its_own_with_the_first_one_s_rows() -> None:
@@ -101,17 +102,14 @@ class FakeLayers:
     """Gives the truth, off by a known share; counts what it is asked for."""
 
     def __init__(self, made: RandomExperts, off: float = 0.0) -> None:
-        self.made, self.off, self.calls = made, off, []
-        self.x = torch.from_numpy(np.random.default_rng(3).standard_normal((100, SIZE.hidden), np.float32))
+        self.made, self.off, self.calls, self.xs = made, off, [], []
 
     def call(self, routes: Routes, number: int) -> None:
         self.calls.append((len(routes.ids), number))
 
-    def result(self, routes: Routes) -> np.ndarray:
-        return self.made.exact(routes.layer, self.tokens(len(routes.ids), 0).numpy(), routes.ids, routes.weights) * (1 + self.off)
-
-    def tokens(self, q: int, number: int) -> torch.Tensor:
-        return self.x[number : number + q]
+    def result(self, routes: Routes, x: np.ndarray) -> np.ndarray:
+        self.xs.append(x)
+        return self.made.exact(x, routes.layer * SIZE.experts + routes.ids, routes.weights) * (1 + self.off)
 
 
 def test_calls_are_warmed_up_and_each_has_tokens_of_its_own() -> None:
@@ -127,11 +125,26 @@ def test_calls_are_warmed_up_and_each_has_tokens_of_its_own() -> None:
 @pytest.mark.parametrize("q", [1, 2, 30])
 def test_the_error_is_relative_to_the_truth(q: int, off: float) -> None:
     made = experts()
-    assert relative_error(made, FakeLayers(made, off), Router(SIZE, 2).draw(q)) == pytest.approx(off, abs=1e-12)
+    assert relative_error(made, FakeLayers(made, off), Router(SIZE, 2), q, 1) == pytest.approx(off, abs=1e-12)
+
+
+@pytest.mark.parametrize("q", [1, 3, 30])
+def test_errors_are_those_of_enough_tokens_without_and_with_outliers(q: int) -> None:
+    made = RandomExperts(LayerSize(6, 2, 1024, 32), Kinds(Type.Q8_0, Type.Q8_0), 1)
+    layers = FakeLayers(made, 0.5)
+    assert layer_errors(made, layers, Router(made.size, 1), q) == (pytest.approx(0.5), pytest.approx(0.5))
+    calls = len(layers.xs) // 2
+    assert calls * q >= SAMPLED > (calls - 1) * q
+    gaussian, outliers = (np.concatenate(layers.xs[part : part + calls]) for part in (0, calls))
+    assert np.abs(gaussian).max() < 8
+    large = (np.abs(layers.xs[calls]).max(0) > 8).sum()  # of a Gaussian times 8
+    assert 1 <= large <= 5
+    assert outliers.std() == pytest.approx((1 + 63 * 5 / 1024) ** 0.5, rel=0.1)
 
 
 def test_what_a_point_counts() -> None:
-    point = Point.of(SIZE, ("q8_0", "q8_0"), 1000.0, 4, Times((0.001, 0.004, 0.002), (4, 8, 6)), 0.01)
+    point = Point.of(SIZE, ("q8_0", "q8_0"), 1000.0, 4, Times((0.001, 0.004, 0.002), (4, 8, 6)), (0.01, 0.02))
+    assert (point.error, point.outliers) == (0.01, 0.02)
     assert (point.ms, point.ms_min, point.ms_max, point.calls) == (2.0, 1.0, 4.0, 3)
     assert point.gbps == pytest.approx(0.003)  # medians of 4, 2 and 3 MB/s
     operations = 2 * 3 * 64 * 96 * 4 * 2
@@ -163,7 +176,7 @@ def test_floats_are_held_against_the_peak_of_floats() -> None:
 
 
 def some_points() -> list[Point]:
-    return [Point(name, name, q, 5, q, q, q, 10.0 / q, 0.01 * q, 3.5 * q, 0.01) for name in ("q4_k", "q<8>") for q in (1, 16, 512)]
+    return [Point(name, name, q, 5, q, q, q, 10.0 / q, 0.01 * q, 3.5 * q, 0.01, 0.02) for name in ("q4_k", "q<8>") for q in (1, 16, 512)]
 
 
 def test_the_roofline_is_a_picture_that_names_everything() -> None:
@@ -215,6 +228,7 @@ def test_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [(p["format"], p["q"], p["calls"]) for p in result["points"]] == [("q8_0", 1, 2), ("q8_0", 3, 2), ("q4_k", 1, 2), ("q4_k", 3, 2)]
     for point in result["points"]:
         assert 0 < point["error"] < 0.02
+        assert 0 < point["outliers"] < 0.03
         assert point["of_sweep"] == pytest.approx(point["gbps"] / result["sweep"]["gbps"])
         assert point["of_peak"] == pytest.approx(point["tflops"] / max(result["peak_tflops"].values()))
     assert result["sweep"]["bytes"] == 8 << 20
@@ -224,13 +238,26 @@ def test_json_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("mode", ["shard", "replicate"])
+def test_experts_over_pretended_nodes(mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    monkeypatch.setenv("MOESPAN_NUMA_NODES", f"{cpu}:{cpu}")
+    assert main([*COMMAND[:-1], "2", "--numa", mode, "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["numa"], result["threads"]) == (mode, 2)
+    assert all(0 < point["error"] < 0.02 for point in result["points"])
+    assert f"NUMA, {mode}" in printed.err
+
+
+@pytest.mark.usefixtures("small")
 def test_the_table_and_a_void_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "--expect_gbs", "1e6"]) == 1
     printed = capsys.readouterr()
     assert "tiny: 8 experts of 256 x 96, 4 a token; 1 threads" in printed.out
     assert "q4_k: down is q5_0, since rows of 96 are no whole number of blocks." in printed.out
     assert re.search(r"The same threads read [\d.]+ GB/s \(best of 4 sweeps over 8\.4 MB\) and reach [\d.e-]+ T of f32", printed.out)
-    assert re.search(r"q4_k +1 +[\d.]+ +[\d.]+ +[\d.]+ +2 +[\d.]+ +\d+% +[\d.e-]+ +\d+% +[01]\.\d+%", printed.out)
+    assert re.search(r"q4_k +1 +[\d.]+ +[\d.]+ +[\d.]+ +2 +[\d.]+ +\d+% +[\d.e-]+ +\d+% +[01]\.\d+% +[0-2]\.\d+%", printed.out)
     assert re.search(r"void: the sweep read [\d.]+ GB/s, less than 90% of the 1e\+06 that were expected", printed.err)
 
 

@@ -13,7 +13,7 @@ from server.engine.kv_cache import PAGE_SIZE
 from server.engine.layers.linear import Linear
 from server.engine.layers.mla import MultiHeadLatentAttention
 from server.engine.layers.reference import ReferenceOps
-from server.engine.layers.rope import Rope
+from server.engine.layers.rope import rotation
 from server.engine.native import NativeOps, open_ops
 from server.engine.ops import LatentPages, Matrix, Norm, Ops, Span
 
@@ -53,7 +53,7 @@ def build(ops: Ops, q_lora: int) -> MultiHeadLatentAttention:
         k_b=matrix(KV_LORA, NOPE, 6, HEADS),
         v_b=matrix(V_DIM, KV_LORA, 7, HEADS),
         output=Linear(ops, (matrix(HIDDEN, HEADS * V_DIM, 8),), (HIDDEN,)),
-        rope=Rope(ROPE, 100.0, interleaved=True),
+        rotation=rotation(ROPE, 100.0, TOKENS, interleaved=True),
         heads=HEADS,
         v_dim=V_DIM,
         scale=0.3,

@@ -16,7 +16,7 @@ from torch import Tensor
 from server import _native
 from server.engine.kv_cache import PAGE_SIZE
 from server.engine.layers.reference import ReferenceOps
-from server.engine.layers.rope import Rope
+from server.engine.layers.rope import rotation
 from server.engine.native import NativeOps, open_ops
 from server.engine.ops import KVPages, LatentPages, Norm, Ops, Routing, Span
 
@@ -59,6 +59,26 @@ def test_linear(native: NativeOps, n: int, accumulate: bool, normed: bool) -> No
         outs = [draw(n, rows, seed=9) for rows in (33, 48)]
         ops.linear([matrix(ops, 33, HIDDEN, 2), matrix(ops, 48, HIDDEN, 3)], 3 * draw(n, HIDDEN, seed=4), outs, accumulate, norm)
         return torch.cat(outs, 1)
+
+    assert both(native, run) < TOLERANCE
+
+
+@pytest.mark.parametrize("n", [1, 20])
+def test_linear_with_biases(native: NativeOps, n: int) -> None:
+    def run(ops: Ops) -> Tensor:
+        outs = [torch.full((n, 33), torch.nan), torch.full((n, 48), torch.nan)]
+        biases = [draw(33, seed=5), draw(48, seed=6)]
+        ops.linear([matrix(ops, 33, HIDDEN, 2), matrix(ops, 48, HIDDEN, 3)], 3 * draw(n, HIDDEN, seed=4), outs, biases=biases)
+        return torch.cat(outs, 1)
+
+    assert both(native, run) < TOLERANCE
+
+
+def test_sigmoid(native: NativeOps) -> None:
+    def run(ops: Ops) -> Tensor:
+        x = torch.tensor([-200.0, -3.0, 0.0, 0.5, 200.0])
+        ops.sigmoid(x)
+        return x
 
     assert both(native, run) < TOLERANCE
 
@@ -163,14 +183,14 @@ def test_dequantize_rows(native: NativeOps) -> None:
 @pytest.mark.parametrize("rot_dim", [HEAD_DIM, 16])
 def test_attend(native: NativeOps, start: int, n: int, interleaved: bool, rot_dim: int) -> None:
     """Compared are the output, and the rotated and stored keys that later steps read."""
-    rope = Rope(rot_dim, 100.0, interleaved=interleaved)
+    angles = rotation(rot_dim, 100.0, 128, interleaved=interleaved)
     pages = (2, 0, 1)
 
     def run(ops: Ops) -> Tensor:
         cache = KVPages(draw(3, KV_HEADS, HEAD_DIM, PAGE_SIZE, seed=1), draw(3, KV_HEADS, PAGE_SIZE, HEAD_DIM, seed=2))
         q, k, v = (draw(n, heads, HEAD_DIM, seed=seed) for heads, seed in ((HEADS, 3), (KV_HEADS, 4), (KV_HEADS, 5)))
         out = torch.empty_like(q)
-        ops.attend(q, k, v, rope.rotation(start, n), cache, Span(start, n, pages), 0.2, out)
+        ops.attend(q, k, v, angles, cache, Span(start, n, pages), 0.2, out)
         return torch.cat([t.flatten() for t in (out, q, k, cache.k, cache.v)])
 
     assert both(native, run) < TOLERANCE
@@ -181,7 +201,7 @@ def test_attend(native: NativeOps, start: int, n: int, interleaved: bool, rot_di
 @pytest.mark.parametrize(("heads", "kv_lora", "rope_dim", "nope", "v_dim"), [(1, 24, 8, 12, 20), (5, 64, 16, 33, 48)])
 def test_attend_latent(native: NativeOps, start: int, n: int, interleaved: bool, heads: int, kv_lora: int, rope_dim: int, nope: int, v_dim: int) -> None:
     """The twin expands keys and values. Compared are the output, and the latents that later steps read."""
-    rope = Rope(rope_dim, 100.0, interleaved=interleaved)
+    angles = rotation(rope_dim, 100.0, 128, interleaved=interleaved)
     norm = Norm(1 + 0.2 * draw(kv_lora, seed=7), 1e-6)
 
     def run(ops: Ops) -> Tensor:
@@ -189,7 +209,7 @@ def test_attend_latent(native: NativeOps, start: int, n: int, interleaved: bool,
         q, latent = draw(n, heads, nope + rope_dim, seed=3), 3 * draw(n, kv_lora + rope_dim, seed=4)
         k_b, v_b = matrix(ops, kv_lora, nope, 5, heads), matrix(ops, v_dim, kv_lora, 6, heads)
         out = torch.empty(n, heads, v_dim)
-        ops.attend_latent(q, latent, norm, rope.rotation(start, n), cache, Span(start, n, (2, 0, 1)), k_b, v_b, 0.2, out)
+        ops.attend_latent(q, latent, norm, angles, cache, Span(start, n, (2, 0, 1)), k_b, v_b, 0.2, out)
         return torch.cat([t.flatten() for t in (out, cache.latent)])
 
     assert both(native, run) < TOLERANCE

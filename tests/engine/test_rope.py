@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from server.engine.layers.rope import Rope
+from server.engine.layers.rope import rotation
 from server.engine.models.config import Yarn, yarn_mscale
 from server.engine.native import NativeOps, open_ops
 from tests.engine.oracle import TOKENS, ForcedOps, Runner, ask, relative
@@ -42,7 +42,7 @@ def test_yarn_turns_as_in_transformers(rope: dict[str, float], dim: int) -> None
         beta_slow=rope.get("beta_slow", 1.0),
         attention_factor=1.0 if "mscale" in rope else yarn_mscale(factor),
     )
-    table = Rope(dim, base, interleaved=False, yarn=yarn).rotation(3, 1).table[0]
+    table = rotation(dim, base, 4, interleaved=False, yarn=yarn).table[3]
     angles = 3 * inverse.double()
     assert attention_factor == pytest.approx(yarn.attention_factor)
     # float32 frequencies there: 2^-24 of an angle of up to 3

@@ -93,8 +93,13 @@ def random_weights(type_id: Type, rows: int, cols: int, rng: np.random.Generator
     if extreme:
         _put_codes(blocks, type_id, rng.choice(np.array([0, 0x80, 0xFF], np.uint8), (len(blocks), 1)))
     _put_scales(blocks, type_id, rng)
-    values = _dequantize(blocks, type_id, rows, cols)
-    return Weights(type_id, blocks.ravel(), values, _offsets(blocks, type_id, rows, cols))
+    return decoded(type_id, blocks.ravel(), rows, cols)
+
+
+def decoded(type_id: Type, data: np.ndarray, rows: int, cols: int) -> Weights:
+    """Weights of those bytes."""
+    blocks = data.reshape(rows * cols // block_values(type_id), -1)
+    return Weights(type_id, data, _dequantize(data, type_id, rows, cols), _offsets(blocks, type_id, rows, cols))
 
 
 def _put_codes(blocks: np.ndarray, type_id: Type, bits: np.ndarray | int) -> None:

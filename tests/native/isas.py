@@ -15,12 +15,13 @@ UNIT = 2.0**-24  # float32's unit roundoff
 
 
 def _param(isa: str) -> object:
-    if isa == "avx512":
-        return pytest.param(isa, marks=pytest.mark.avx512)
     return pytest.param(isa, marks=pytest.mark.skipif(isa not in _native.available_isas(), reason=f"this CPU has no {isa}"))
 
 
-ISAS = [_param("scalar"), _param("avx2"), _param("avx512")]
+# These have AVX-512 VNNI's kernels and, for many tokens, products of bf16 beside them: those are test_amx's.
+_WITH_BF16 = ("avx512_bf16", "amx")
+ISAS = [_param(isa) for isa in reversed(_native.compiled_isas()) if isa not in _WITH_BF16]
+BF16_ISAS = ["amx_emulated", *(_param(isa) for isa in _WITH_BF16)]
 
 
 @contextmanager

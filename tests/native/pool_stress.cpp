@@ -2,6 +2,8 @@
 //
 //   pool_stress CPU[,CPU..] RUNS    many short runs, for ThreadSanitizer. The data is not atomic on purpose, for it is the pool that orders the pieces of a
 //                                   run after the caller's writes, and the next run after those pieces.
+//   pool_stress CPU[,CPU..] RUNS nodes
+//                                   the same, every second run with pieces that belong to nodes: the threads of the CPUs are on two, by turns
 //   pool_stress CPU,CPU wake        microseconds from a run's begin until its caller knows that the worker is at it, each thread with one piece: the median
 #include <algorithm>
 #include <atomic>
@@ -38,6 +40,24 @@ bool run(moespan::Pool& pool, std::vector<long>& values, std::vector<size_t>& or
     return true;
 }
 
+// One run whose pieces belong to nodes, `count` to one and half as many to the other: none is done elsewhere, twice or not at all.
+bool run_at_home(moespan::Pool& pool, std::vector<long>& values, size_t count, long before) {
+    const size_t counts[2] = {count, count / 2};
+    std::vector<size_t> nodes(counts[0] + counts[1], 2);
+    pool.each_at_home(counts, [&](size_t i, const moespan::Seat& seat) {
+        const size_t at = seat.node * counts[0] + i;
+        seat.scratch[0] = static_cast<uint8_t>(i);
+        for (volatile int spin = 0; spin < static_cast<int>(i) * 20;) spin = spin + 1;
+        nodes[at] = values[at] == before ? seat.node : 2;
+        values[at] = before + 1;
+    });
+    for (size_t at = 0; at < nodes.size(); ++at) {
+        if (nodes[at] != at / std::max<size_t>(counts[0], 1) || values[at] != before + 1) return false;
+        values[at] = 0;
+    }
+    return true;
+}
+
 double median_wake_us(moespan::Pool& pool) {
     std::vector<double> times;
     for (int i = 0; i < 200; ++i) {
@@ -61,19 +81,23 @@ std::vector<int> parse(const char* list) {
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
     const moespan::KernelTable kernels{};
-    moespan::Pool pool(parse(arguments[1]), kernels, kSpinUs);
+    const std::vector<int> cpus = parse(arguments[1]);
+    std::vector<size_t> nodes(cpus.size(), 0);
+    const bool at_home = count > 3;
+    for (size_t i = 0; at_home && i < nodes.size(); ++i) nodes[i] = i % 2;
+    moespan::Pool pool(cpus, kernels, kSpinUs, nodes);
     pool.pin_caller();
     pool.reserve_scratch(64);
     if (std::strcmp(arguments[2], "wake") == 0) return std::printf("%.2f\n", median_wake_us(pool)), 0;
-    std::vector<long> values(kMostPieces, 0);
+    std::vector<long> values(kMostPieces + kMostPieces / 2, 0);
     std::vector<size_t> order(kMostPieces, 0);
     const int runs = std::atoi(arguments[2]);
     for (int i = 0; i < runs; ++i) {
         for (long& value : values) value = i;
-        const size_t count = static_cast<size_t>(i * 7) % (kMostPieces + 1);
-        if (!run(pool, values, order, count, i)) return std::puts("a piece was left out, or done twice, or too early"), 1;
+        const size_t pieces = static_cast<size_t>(i * 7) % (kMostPieces + 1);
+        if (!(at_home && i % 2 == 0 ? run_at_home(pool, values, pieces, i) : run(pool, values, order, pieces, i))) return std::puts("a piece was left out, or done twice, or too early"), 1;
         if (i % 50 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
     }
     std::puts("ok");

@@ -60,11 +60,11 @@ class Sequence:
     def attend(self, pool: _native.Pool, cache: np.ndarray, start: int, end: int) -> np.ndarray:
         """The output [n, heads, v_dim] of positions start .. end - 1, which are written to the cache; what lies behind it is checked."""
         s, n = self.sizes, end - start
-        q, latent, table = self.q[start:end].copy(), self.latent[start:end].copy(), self.table[start:end].copy()
+        q, latent = self.q[start:end].copy(), self.latent[start:end].copy()
         out = np.full((n + 1, s.heads, s.v_dim), np.nan, np.float32)
         k_b, v_b = (_native.Matrix(int(Type.F32), *w.shape[1:], w.view(np.uint8), s.heads) for w in (self.k_b, self.v_b))
         pool.attend_latent(
-            address(q), address(latent), n, address(self.norm), EPS, address(table), s.rope, self.interleaved,
+            address(q), address(latent), n, address(self.norm), EPS, address(self.table), end, s.rope, self.interleaved,
             address(cache), self.half, self.page_size, self.pages[: -(-end // self.page_size)], start,
             k_b, v_b, self.scale, address(out),
         )  # fmt: skip
@@ -231,6 +231,7 @@ def test_huge_scores_do_not_overflow(pool: _native.Pool) -> None:
         ({"n": 17}, "pages of 16 tokens cannot hold 17"),
         ({"pages": [-1]}, "negative"),
         ({"rot_dim": 3}, "even"),
+        ({"positions": 1, "start": 1}, "rotary table has 1 positions, too few for 2"),
         ({"norm": 0}, "norm is a null address"),
         ({"k_b": (4, 3, 3)}, "k_b has 3 heads, but v_b has 2"),
         ({"k_b": (6, 3, 2)}, "k_b has 6 rows, but v_b has 4"),
@@ -244,7 +245,7 @@ def test_what_does_not_fit_is_refused(pool: _native.Pool, changed: dict[str, Any
         return _native.Matrix(int(Type.F32), rows, cols, memory[: count * rows * cols].view(np.uint8), count)
 
     arguments = {
-        "q": at, "latent": at, "n": 1, "norm": at, "eps": EPS, "table": at, "rot_dim": 2, "interleaved": True, "cache": at, "half": False,
+        "q": at, "latent": at, "n": 1, "norm": at, "eps": EPS, "table": at, "positions": 16, "rot_dim": 2, "interleaved": True, "cache": at, "half": False,
         "page_size": 16, "pages": [0], "start": 0, "scale": 1.0, "out": at,
         "k_b": matrices(4, 3, 2), "v_b": matrices(5, 4, 2),
     }  # fmt: skip

@@ -294,6 +294,10 @@ def test_calls_that_do_not_fit_are_refused(pool: _native.Pool) -> None:
         pool.linear([wide], x, 0, [x], False)
     with pytest.raises(ValueError, match="x is a null address"):
         pool.linear([wide], 0, 1, [x], False)
+    with pytest.raises(ValueError, match="2 matrices, but 1 biases"):
+        pool.linear([wide, wide], x, 1, [x, x], False, biases=[x])
+    with pytest.raises(ValueError, match="what is accumulated has no bias"):
+        pool.linear([wide], x, 1, [x], True, biases=[x])
     with pytest.raises(ValueError, match="gate has 2 rows, but down has 8 columns"):
         pool.ffn(wide, wide, wide, x, 1, x, False)
 

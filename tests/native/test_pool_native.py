@@ -25,13 +25,14 @@ def build(directory: Path, *flags: str) -> Path | None:
     return program if done.returncode == 0 else None
 
 
-def test_no_data_race_in_many_short_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [(), ("nodes",)], ids=["anyone", "nodes"])
+def test_no_data_race_in_many_short_runs(tmp_path: Path, nodes: tuple[str, ...]) -> None:
     """Four threads on two CPUs or fewer, so that some come late to most runs."""
     program = build(tmp_path, "-O1", "-fsanitize=thread")
     if program is None:
         pytest.skip("the compiler has no ThreadSanitizer")
     cpus = ",".join(str(CPUS[i % min(2, len(CPUS))]) for i in range(4))
-    done = subprocess.run([program, cpus, "5000"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([program, cpus, "5000", *nodes], capture_output=True, text=True, timeout=120, check=False)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not start with this kernel's address layout")
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr

@@ -79,6 +79,17 @@ def test_many_tokens_one_by_one_and_row_order_agree(pool: _native.Pool, type_id:
 
 
 @pytest.mark.parametrize("type_id", TILED, ids=lambda t: t.name)
+def test_the_crossover_is_measured_and_changes_no_bit(pool: _native.Pool, type_id: Type) -> None:
+    """What the stopwatch says may differ from one start to the next; answers may not."""
+    rng = np.random.default_rng(7)
+    tiles, x = packed(pool, random_weights(type_id, 40, 512, rng)), activations(40, 512, rng)
+    assert 2 <= pool.crossovers[int(type_id)] <= 33
+    together = product(pool, tiles, x)
+    for n in (1, 3, 7, 8, 9, 20, 33):
+        np.testing.assert_array_equal(product(pool, tiles, x[:n]), together[:n])
+
+
+@pytest.mark.parametrize("type_id", TILED, ids=lambda t: t.name)
 def test_the_largest_codes_do_not_saturate(pool: _native.Pool, type_id: Type) -> None:
     rng = np.random.default_rng(5)
     weights = random_weights(type_id, 18, 512, rng, extreme=True)

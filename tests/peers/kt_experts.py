@@ -27,7 +27,7 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from server.bench.experts import SETS, Point, relative_error, time_calls
+from server.bench.experts import SETS, Point, layer_errors, time_calls
 from server.bench.random_experts import COLD_BYTES, Kinds, LayerSize, RandomExperts, Router, Routes
 from server.cli.bench_experts import layer_size
 from server.cli.flags import EXPERTS_Q
@@ -100,7 +100,7 @@ def time_format(cpu: Any, name: str, size: LayerSize, qs: Sequence[int], repeat:
     layers, router = KtLayers(cpu, name, experts, max(qs)), Router(size, experts.layers)
     for q in qs:
         times = time_calls(layers, router, q, repeat)
-        yield Point.of(size, names, expert_bytes, q, times, relative_error(experts, layers, router.draw(q)))
+        yield Point.of(size, names, expert_bytes, q, times, layer_errors(experts, layers, router, q))
 
 
 class KtLayers:
@@ -115,19 +115,18 @@ class KtLayers:
         self._out = torch.empty(most, experts.size.hidden, dtype=torch.bfloat16)
 
     def call(self, routes: Routes, number: int) -> None:
+        self._run(routes, self._x[number % SETS :])
+
+    def result(self, routes: Routes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._run(routes, torch.from_numpy(x).to(torch.bfloat16))
+        return self._out[: len(x)].float().numpy()
+
+    def _run(self, routes: Routes, x: torch.Tensor) -> None:
         q, top_k = routes.ids.shape
         ids, batch = routes.ids.astype(np.int64), np.array([q], np.int32)
-        x = self._x[number % SETS :]
         addresses = (batch.ctypes.data, top_k, ids.ctypes.data, routes.weights.ctypes.data, x.data_ptr(), self._out.data_ptr())
         self._cpu.submit(self._layers[routes.layer].forward_task(*addresses, False))
         self._cpu.sync()
-
-    def result(self, routes: Routes) -> NDArray[np.float32]:
-        self.call(routes, 0)
-        return self._out[: len(routes.ids)].float().numpy()
-
-    def tokens(self, q: int, number: int) -> torch.Tensor:
-        return self._x[number % SETS : number % SETS + q].float()
 
     def _load(self, name: str, experts: RandomExperts, layer: int, most: int) -> Any:
         import kt_kernel

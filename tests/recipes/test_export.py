@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from gguf.constants import GGML_QUANT_SIZES, LlamaFileType
 from gguf.constants import GGMLQuantizationType as Type
-from gguf.constants import LlamaFileType
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
@@ -122,7 +122,7 @@ def test_every_mix_has_its_type_wherever_that_fits(run: Path, tmp_path: Path, qu
     types = {name.removeprefix("blk.1."): tensor.type_id for name, tensor in file.tensors.items()}
     assert {types[name] for name in ("token_embd.weight", "attn_output.weight", "ffn_gate_exps.weight", "ffn_down_exps.weight")} == {base}
     assert {types[name] for name in ("output.weight", "attn_v_b.weight", "ffn_down_shexp.weight")} == {finer}
-    assert types["attn_k_b.weight"] == (Type.Q8_0 if "_K" in quant else base)  # rows of 128
+    assert types["attn_k_b.weight"] == (Type.Q8_0 if GGML_QUANT_SIZES[base][0] == 256 else base)  # rows of 128
     assert {types[name] for name in ("ffn_gate_inp.weight", "attn_norm.weight", "exp_probs_b.bias")} == {Type.F32}
     assert LlamaFileType(file.metadata["general.file_type"]).name.startswith(("MOSTLY_" if base is not Type.F32 else "ALL_") + quant)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from server.engine.gguf.mix import Mix, TypeChooser
+from server.engine.gguf.mix import Mix, Model, TypeChooser
 from server.engine.gguf.names import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, block
 from server.engine.gguf.quants import random_blocks, row_bytes
 from server.engine.gguf.writer import TensorData, write_gguf, write_split_gguf
@@ -44,7 +44,8 @@ class Weight:
 
 def plan(shape: Shape, mix: Mix, seed: int = 0) -> list[TensorData]:
     """The model's tensors, to be written; nothing is made yet. The same seed gives the same bytes."""
-    kind_of = TypeChooser(mix, shape.layers, shape["expert_count"], shape.tied)
+    queries_per_value = shape["attention.head_count"] // shape["attention.head_count_kv"]
+    kind_of = TypeChooser(mix, Model(shape.layers, shape["expert_count"], shape.tied, queries_per_value))
     return [_tensor(weight, kind_of(weight.name, weight.shape), (seed, index)) for index, weight in enumerate(weights(shape))]
 
 

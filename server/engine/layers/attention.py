@@ -10,8 +10,7 @@ from torch import Tensor
 
 from server.engine.layers.linear import Linear
 from server.engine.layers.norm import HeadNorm
-from server.engine.layers.rope import Rope
-from server.engine.ops import KVPages, Ops, Span
+from server.engine.ops import KVPages, Ops, Rotation, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class GroupedQueryAttention:
     ops: Ops
     qkv: Linear  # of the normed hidden state: q [heads * head_dim, hidden], k and v [kv_heads * head_dim, hidden]
     output: Linear  # [hidden, heads * head_dim]
-    rope: Rope
+    rotation: Rotation
     heads: int
     kv_heads: int
     head_dim: int
@@ -32,7 +31,7 @@ class GroupedQueryAttention:
         """x [n, hidden] in place; the span's keys and values are written to the cache."""
         q, k, v = self._project(x)
         mixed = torch.empty_like(q)
-        self.ops.attend(q, k, v, self.rope.rotation(span.start, span.n), cache, span, 1.0 / math.sqrt(self.head_dim), mixed)
+        self.ops.attend(q, k, v, self.rotation, cache, span, 1.0 / math.sqrt(self.head_dim), mixed)
         self.output.add_to(x, mixed)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,8 +22,8 @@ class Linear:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """x [n, cols] -> one [n, rows_i] for each matrix, float32."""
         n = x.shape[0]
-        outs = [bias.repeat(n, 1) for bias in self._biases] or [torch.empty(n, rows) for rows in self._rows]
-        self._ops.linear(self._matrices, x, outs, accumulate=bool(self._biases), norm=self._norm)
+        outs = [torch.empty(n, rows) for rows in self._rows]
+        self._ops.linear(self._matrices, x, outs, norm=self._norm, biases=self._biases)
         return outs
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:

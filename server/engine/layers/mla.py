@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from server.engine.layers.linear import Linear
-from server.engine.layers.rope import Rope
-from server.engine.ops import LatentPages, Matrix, Norm, Ops, Span
+from server.engine.ops import LatentPages, Matrix, Norm, Ops, Rotation, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class MultiHeadLatentAttention:
     k_b: Matrix  # `heads` matrices [kv_lora, nope]
     v_b: Matrix  # `heads` matrices [v_dim, kv_lora]
     output: Linear  # [hidden, heads * v_dim]
-    rope: Rope
+    rotation: Rotation
     heads: int
     v_dim: int
     scale: float  # of the scores: 1 / sqrt(nope + rope), times the square of yarn's mscale
@@ -34,8 +33,7 @@ class MultiHeadLatentAttention:
         if self.q_up is not None:
             (q,) = self.q_up(q)
         mixed = torch.empty(span.n, self.heads, self.v_dim)
-        rotation = self.rope.rotation(span.start, span.n)
         self.ops.attend_latent(
-            q.view(span.n, self.heads, -1), latent, self.kv_norm, rotation, cache, span, self.k_b, self.v_b, self.scale, mixed
+            q.view(span.n, self.heads, -1), latent, self.kv_norm, self.rotation, cache, span, self.k_b, self.v_b, self.scale, mixed
         )  # fmt: skip
         self.output.add_to(x, mixed)

@@ -52,7 +52,8 @@ class RoutedExperts:
     def _add_shared(self, shared: SharedExperts, x: Tensor, y: Tensor) -> None:
         scales = None
         if shared.weigh is not None:
-            logits = torch.empty(y.shape[0], 1)
-            self.ops.linear((shared.weigh,), y, (logits,))
-            scales = logits.sigmoid_().view(-1)
+            weights = torch.empty(y.shape[0], 1)
+            self.ops.linear((shared.weigh,), y, (weights,))
+            self.ops.sigmoid(weights)
+            scales = weights.view(-1)
         self.ops.ffn(shared.gate, shared.up, shared.down, y, x, accumulate=True, scales=scales)

@@ -6,6 +6,7 @@ Matrices are dequantised by the `gguf` package and held in full, so this is for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -26,13 +27,19 @@ class ReferenceOps:
         values = torch.from_numpy(dequantize(data, type_id, (count * rows, cols)).copy()).to(self.dtype)
         return values if count == 1 else values.view(count, rows, cols)
 
+    def spread_experts(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
+        pass
+
     def lay_out(self, matrix: Tensor) -> Iterator[tuple[int, int]]:
         return iter(())
 
-    def linear(self, matrices: Sequence[Tensor], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None) -> None:
+    def linear(
+        self, matrices: Sequence[Tensor], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None, biases: Sequence[Tensor] = ()
+    ) -> None:
         wide = self._normed(x, norm).reshape(-1, matrices[0].shape[1])
-        for matrix, out in zip(matrices, outs, strict=True):
-            _put(out, wide @ matrix.T, accumulate)
+        for matrix, out, bias in zip_longest(matrices, outs, biases):
+            product = wide @ matrix.T
+            _put(out, product if bias is None else product + bias.to(self.dtype), accumulate)
 
     def ffn(
         self, gate: Tensor, up: Tensor, down: Tensor, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None, scales: Tensor | None = None
@@ -60,6 +67,9 @@ class ReferenceOps:
             total.index_add_(0, token, _swiglu(gate[expert], up[expert], down[expert], wide[token]) * weights[token, j].to(self.dtype)[:, None])
         out.add_(total)
 
+    def sigmoid(self, x: Tensor) -> None:
+        x.sigmoid_()
+
     def dequantize_rows(self, matrix: Tensor, row_ids: Tensor, out: Tensor) -> None:
         out.copy_(matrix[row_ids])
 
@@ -67,8 +77,8 @@ class ReferenceOps:
         (x if out is None else out).copy_(self._normed(x, norm))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
-        self._rotate(q, rotation)
-        self._rotate(k, rotation)
+        self._rotate(q, rotation, span)
+        self._rotate(k, rotation, span)
         self._store(k, v, cache, span)
         self._attention(q, cache, span, scale, out)
 
@@ -88,8 +98,8 @@ class ReferenceOps:
         """The expanded form: every head's keys and values are made from the cached latents, and nothing is absorbed."""
         heads, kv_lora, rope_dim = q.shape[1], norm.weight.numel(), 2 * rotation.table.shape[1]
         latent[:, :kv_lora] = self._normed(latent[:, :kv_lora], norm)
-        self._rotate(latent[:, None, kv_lora:], rotation)
-        self._rotate(q[..., q.shape[2] - rope_dim :], rotation)
+        self._rotate(latent[:, None, kv_lora:], rotation, span)
+        self._rotate(q[..., q.shape[2] - rope_dim :], rotation, span)
         for token in range(span.n):
             page, slot = divmod(span.start + token, cache.latent.shape[1])
             cache.latent[span.pages[page], slot] = latent[token].to(cache.latent.dtype)
@@ -103,8 +113,8 @@ class ReferenceOps:
         wide = x.to(self.dtype)
         return wide if norm is None else wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps) * norm.weight.to(self.dtype)
 
-    def _rotate(self, x: Tensor, rotation: Rotation) -> None:
-        table, interleaved = rotation.table, rotation.interleaved
+    def _rotate(self, x: Tensor, rotation: Rotation, span: Span) -> None:
+        table, interleaved = rotation.table[span.start : span.start + span.n], rotation.interleaved
         half = table.shape[1]
         pairs = x[..., : 2 * half].to(self.dtype)
         a, b = (pairs[..., 0::2], pairs[..., 1::2]) if interleaved else (pairs[..., :half], pairs[..., half:])

@@ -11,9 +11,9 @@ from server.engine.layers.ffn import FeedForward
 from server.engine.layers.linear import Linear
 from server.engine.layers.moe import RoutedExperts, SharedExperts
 from server.engine.layers.norm import HeadNorm
-from server.engine.layers.rope import Rope
+from server.engine.layers.rope import rotation
 from server.engine.models.config import HParams, MixtureOfExperts
-from server.engine.ops import Matrix, Norm, Ops, Routing
+from server.engine.ops import Matrix, Norm, Ops, Rotation, Routing
 from server.engine.weights import Weights
 from server.errors import UnsupportedModel
 
@@ -44,13 +44,13 @@ class Block:
         return self.weights.vector(self.name(f"{name}.bias"), length)
 
 
-def rotary(hparams: HParams, *, interleaved: bool, factors: Tensor | None = None) -> Rope:
-    """The model's rotary embedding, which all layers share."""
+def rotary(hparams: HParams, *, interleaved: bool, factors: Tensor | None = None) -> Rotation:
+    """The model's rotary angles, which all layers share."""
     h = hparams
-    return Rope(h.rope_dim, h.rope_base, interleaved=interleaved, scale=h.rope_scale, factors=factors, yarn=h.yarn)
+    return rotation(h.rope_dim, h.rope_base, h.context, interleaved=interleaved, scale=h.rope_scale, factors=factors, yarn=h.yarn)
 
 
-def grouped_query_attention(block: Block, rope: Rope, *, head_norms: bool = False, biases: bool = False) -> GroupedQueryAttention:
+def grouped_query_attention(block: Block, rope: Rotation, *, head_norms: bool = False, biases: bool = False) -> GroupedQueryAttention:
     """Attention from `attn_*`; head_norms: with norms over each query and key head (Qwen3); biases: q, k and v have them (Qwen2)."""
     h = block.hparams
     q_rows, kv_rows = h.heads * h.head_dim, h.kv_heads * h.head_dim
@@ -65,7 +65,7 @@ def grouped_query_attention(block: Block, rope: Rope, *, head_norms: bool = Fals
             [block.bias(name, count) for name, count in rows.items()] if biases else (),
         ),
         output=Linear(block.ops, (block.matrix("attn_output", h.hidden, q_rows),), (h.hidden,)),
-        rope=rope,
+        rotation=rope,
         heads=h.heads,
         kv_heads=h.kv_heads,
         head_dim=h.head_dim,
@@ -85,6 +85,7 @@ def feed_forward(block: Block, *, norm: str = "ffn_norm") -> FeedForward | Route
 def _routed_experts(block: Block, moe: MixtureOfExperts, norm: Norm) -> RoutedExperts:
     _refuse_other_layouts(block)
     gate, up, down = _swiglu(block, "_exps", moe.ffn, moe.experts)
+    block.ops.spread_experts(gate, up, down)
     return RoutedExperts(
         ops=block.ops,
         norm=norm,

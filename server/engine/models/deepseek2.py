@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from server.engine.gguf.quants import dequantize, quantize
 from server.engine.layers.linear import Linear
 from server.engine.layers.mla import MultiHeadLatentAttention
-from server.engine.layers.rope import Rope
 from server.engine.models.block import Block, feed_forward, rotary
 from server.engine.models.config import HParams, LatentAttention
 from server.engine.models.transformer import DecoderLayer, Transformer, assemble
-from server.engine.ops import Matrix, Norm, Ops
+from server.engine.ops import Matrix, Norm, Ops, Rotation
 from server.engine.weights import Weights
 
 
@@ -32,7 +31,7 @@ def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Tran
     return assemble(weights, hparams, vocab_size, ops, layer)
 
 
-def _latent_attention(block: Block, latent: LatentAttention, rope: Rope) -> MultiHeadLatentAttention:
+def _latent_attention(block: Block, latent: LatentAttention, rope: Rotation) -> MultiHeadLatentAttention:
     h = block.hparams
     q_rows = h.heads * h.head_dim
     down, q_up = _queries(block, latent, q_rows, block.norm("attn_norm", h.hidden))
@@ -45,7 +44,7 @@ def _latent_attention(block: Block, latent: LatentAttention, rope: Rope) -> Mult
         k_b=k_b,
         v_b=v_b,
         output=Linear(block.ops, (block.matrix("attn_output", h.hidden, h.heads * latent.v_dim),), (h.hidden,)),
-        rope=rope,
+        rotation=rope,
         heads=h.heads,
         v_dim=latent.v_dim,
         scale=h.attention_scale,

@@ -45,7 +45,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class Transformer:
-    """A whole model. `head` may share its matrix with `embedding` (tied)."""
+    """A whole model."""
 
     hparams: HParams
     vocab_size: int
@@ -72,9 +72,12 @@ class Family(Protocol):
 
 
 def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, layer: Callable[[Block], DecoderLayer]) -> Transformer:
-    """The family's layers between the embedding, final norm and head that all share; without output.weight the head is tied."""
+    """The family's layers between the embedding, final norm and head that all share; without output.weight the head is tied.
+
+    A tied head is laid out for products as any matrix, and the embedding's rows are looked up where they lie in the file.
+    """
     embedding = weights.table("token_embd.weight", vocab_size, hparams.hidden)
-    head = weights.matrix("output.weight", vocab_size, hparams.hidden) if weights.has("output.weight") else embedding
+    head = weights.matrix("output.weight" if weights.has("output.weight") else "token_embd.weight", vocab_size, hparams.hidden)
     _leave_mtp(weights, hparams)
     return Transformer(
         hparams=hparams,

@@ -13,7 +13,7 @@ from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_N
 
 from server.config import EngineConfig
 from server.engine.expert_load import expert_loads
-from server.engine.gguf.mix import MIXES, TypeChooser, mix_named
+from server.engine.gguf.mix import MIXES, Model, TypeChooser, mix_named
 from server.engine.gguf.quants import dequantize
 from server.engine.gguf.reader import GGUFFile
 from server.engine.gguf.synth import CHUNK, TO_RESIDUAL, plan, synthetic_metadata, weights, write_synthetic
@@ -105,6 +105,10 @@ OTHERS = [
     ("q4_0", "output.weight", 1056, "Q8_0"),
     ("q4_0", "blk.3.attn_k_b.weight", 128, "Q4_0"),
     ("q5_0", "blk.3.ffn_up.weight", 40, "F16"),
+    ("q2_k", "blk.3.ffn_down_exps.weight", 1408, "Q4_0"),
+    ("iq1_s", "blk.3.ffn_down_exps.weight", 1408, "IQ4_NL"),
+    ("iq1_s", "blk.3.attn_k_b.weight", 128, "Q8_0"),
+    ("iq4_xs", "output.weight", 1056, "Q8_0"),
     ("bf16", "output.weight", 2048, "BF16"),
     ("f16", "blk.3.attn_norm.weight", 2048, "F32"),
 ]
@@ -112,9 +116,69 @@ OTHERS = [
 
 @pytest.mark.parametrize(("mix", "name", "cols", "wanted"), OTHERS)
 def test_other_mixes(mix: str, name: str, cols: int, wanted: str) -> None:
-    kind_of = TypeChooser(mix_named(mix), layers=27, experts=64, tied=False)
+    kind_of = TypeChooser(mix_named(mix), Model(layers=27, experts=64, tied=False, queries_per_value=16))
     shape = (cols,) if name.endswith("norm.weight") else (8, cols)
     assert kind_of(name, shape).name == wanted
+
+
+TYPES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down", "ffn_up")
+# Of the first, a middle and the last layer of 32: in a dense model where 2 heads share a value, in one of 64 experts where 8 do, and with 8 experts.
+BLOCKS = {
+    "q2_k": [["Q2_K Q2_K Q3_K Q3_K Q3_K Q2_K"] * 3, ["Q2_K Q2_K Q4_K Q3_K Q3_K Q2_K"] * 3, ["Q2_K Q8_0 Q8_0 Q5_K Q3_K Q2_K"] * 3],
+    "q3_k_m": [
+        ["Q3_K Q3_K Q5_K Q4_K Q5_K Q3_K", *["Q3_K Q3_K Q4_K Q4_K Q4_K Q3_K"] * 2],
+        ["Q3_K Q3_K Q5_K Q4_K Q5_K Q3_K", *["Q3_K Q3_K Q4_K Q4_K Q4_K Q3_K"] * 2],
+        ["Q3_K Q8_0 Q8_0 Q5_K Q5_K Q3_K", *["Q3_K Q8_0 Q8_0 Q5_K Q4_K Q3_K"] * 2],
+    ],
+    "iq1_s": [
+        ["IQ1_S IQ1_S Q2_K IQ2_XXS Q2_K IQ1_S", *["IQ1_S IQ1_S Q2_K IQ2_XXS IQ1_S IQ1_S"] * 2],
+        ["IQ1_S IQ1_S Q4_K IQ2_XXS Q2_K IQ1_S", *["IQ1_S IQ1_S Q4_K IQ2_XXS IQ1_S IQ1_S"] * 2],
+        ["IQ1_S Q4_K Q4_K Q5_K Q2_K IQ1_S", *["IQ1_S Q4_K Q4_K Q5_K IQ1_S IQ1_S"] * 2],
+    ],
+    "iq2_xxs": [
+        ["IQ2_XXS IQ2_XXS Q2_K IQ2_XXS Q2_K IQ2_XXS", *["IQ2_XXS IQ2_XXS Q2_K IQ2_XXS IQ2_XXS IQ2_XXS"] * 2],
+        ["IQ2_XXS IQ2_XXS Q4_K IQ2_XXS Q2_K IQ2_XXS", *["IQ2_XXS IQ2_XXS Q4_K IQ2_XXS IQ2_XXS IQ2_XXS"] * 2],
+        ["IQ2_XXS Q4_K Q4_K Q5_K Q2_K IQ2_XXS", *["IQ2_XXS Q4_K Q4_K Q5_K IQ2_XXS IQ2_XXS"] * 2],
+    ],
+    "iq3_xxs": [
+        ["IQ2_S IQ2_S IQ3_XXS IQ3_S IQ3_XXS IQ3_XXS"] * 3,
+        ["IQ2_S IQ2_S Q4_K IQ3_S IQ3_XXS IQ3_XXS"] * 3,
+        ["IQ2_S Q8_0 Q8_0 Q5_K IQ3_XXS IQ3_XXS"] * 3,
+    ],
+    "iq4_xs": [
+        ["IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS IQ4_XS"] * 3,
+        ["IQ4_XS IQ4_XS Q5_K IQ4_XS IQ4_XS IQ4_XS"] * 3,
+        ["IQ4_XS Q8_0 Q8_0 Q5_K IQ4_XS IQ4_XS"] * 3,
+    ],
+    "mxfp4": [["Q8_0 Q8_0 Q8_0 Q8_0 Q8_0 Q8_0"] * 3, ["Q8_0 Q8_0 Q8_0 Q8_0 MXFP4 MXFP4"] * 3, ["Q8_0 Q8_0 Q8_0 Q8_0 MXFP4 MXFP4"] * 3],
+}
+
+
+@pytest.mark.parametrize(("experts", "queries_per_value"), [(0, 2), (64, 8), (8, 4)], ids=["dense", "experts", "8 experts"])
+@pytest.mark.parametrize("mix", BLOCKS)
+def test_the_blocks_of_the_smaller_mixes(mix: str, experts: int, queries_per_value: int) -> None:
+    kind_of = TypeChooser(mix_named(mix), Model(32, experts, tied=False, queries_per_value=queries_per_value))
+
+    def kind(layer: int, part: str) -> str:
+        stacked = part.startswith("ffn") and experts
+        return kind_of(f"blk.{layer}.{part}{'_exps' if stacked else ''}.weight", (experts, 8, 512) if stacked else (8, 512)).name
+
+    got = [" ".join(kind(layer, part) for part in TYPES) for layer in (0, 14, 31)]
+    assert got == BLOCKS[mix][(0, 64, 8).index(experts)]
+
+
+@pytest.mark.parametrize(
+    ("mix", "embedding", "head"),
+    [
+        ("q2_k", "Q2_K", "Q6_K"), ("q3_k_m", "Q3_K", "Q6_K"), ("iq1_s", "Q2_K", "Q5_K"), ("iq2_xxs", "Q2_K", "Q5_K"), ("iq3_xxs", "IQ3_S", "Q5_K"),
+        ("iq4_xs", "IQ4_XS", "Q6_K"), ("mxfp4", "Q8_0", "Q8_0"),
+    ],
+)  # fmt: skip
+def test_embedding_and_head_of_the_smaller_mixes(mix: str, embedding: str, head: str) -> None:
+    for tied in (False, True):
+        kind_of = TypeChooser(mix_named(mix), Model(32, 0, tied, 1))
+        assert kind_of("output.weight", (8, 512)).name == head
+        assert kind_of("token_embd.weight", (8, 512)).name == (head if tied else embedding)
 
 
 def test_r1_weighs_what_the_published_file_does() -> None:
@@ -156,8 +220,8 @@ def test_llama_cpp_is_told_that_a_cut_lite_model_has_no_query_lora() -> None:
 def test_unknown_names_meet_the_list() -> None:
     with pytest.raises(ConfigError, match=r"no shape 'r2'; there is v2-lite, .*qwen3-0\.6b"):
         shape_named("r2")
-    with pytest.raises(ConfigError, match=r"--quant iq1_s: .*there is q4_k_m, .*f16"):
-        mix_named("iq1_s")
+    with pytest.raises(ConfigError, match=r"--quant q1_s: .*there is q4_k_m, .*f16"):
+        mix_named("q1_s")
 
 
 # --- What the weights are ----------------------------------------------------
@@ -221,6 +285,16 @@ def test_every_shape_runs(tmp_path: Path, name: str) -> None:
     assert bool(logits.isfinite().all())
     if not shape.tied:  # a tied head multiplies by embeddings of deviation 1
         assert 0.5 < float(logits.std()) < 2
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_mix_runs(tmp_path: Path, mix: str) -> None:
+    shape = tiny("qwen3-30b-a3b", expert_feed_forward_length=256)
+    loaded = load_model(GGUFFile.open(write_synthetic(tmp_path / "m.gguf", "x", shape, mix_named(mix))[0]), EngineConfig(cpu_infer=1, cache_lens=64))
+    logits = loaded.engine.logits(Step((1, 2, 299), 0, (0,), None))
+    loaded.engine.close()
+    assert bool(logits.isfinite().all())
+    assert 0.5 < float(logits.std()) < 2
 
 
 @pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape["expert_count"] and name != "r1"])
