@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from server._native import available_isas
 from server.bench import accuracy, divergence
 from server.bench.estimates import Estimate
 from server.cli import eval_tables, main
@@ -73,6 +74,7 @@ def test_a_reference_and_a_run_beside_it(models, text, tmp_path, capsys) -> None
     assert itself["same_top"] == {"value": 1.0, "error": 0.0, "n": 120}
     fewer = run(capsys, "text", "--gguf_path", models["tiny"], *flags, "--experts_per_token", 2, "--reference", tmp_path / "ref")
     assert fewer["setting"]["experts_per_token"] == 2
+    assert fewer["setting"]["prefill_precision"] == ("bf16" if available_isas()[0] == "amx" else "int8")
     assert fewer["setting"]["reference"]["experts_per_token"] is None
     assert fewer["result"]["kl"]["mean"]["value"] > 1e-3
     assert fewer["result"]["perplexity"] != fewer["result"]["reference_perplexity"] == itself["perplexity"]

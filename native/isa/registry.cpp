@@ -16,36 +16,23 @@ namespace {
 
 constexpr uint64_t kXcr0Avx = 0x6, kXcr0Avx512 = 0xe6;  // SSE and AVX; the opmasks and both halves of the zmm registers as well
 
+// What both of them need.
+constexpr Features operator|(const Features& a, const Features& b) {
+    return {a.leaf1_ecx | b.leaf1_ecx, a.leaf7_ebx | b.leaf7_ebx, a.leaf7_ecx | b.leaf7_ecx, a.leaf7_edx | b.leaf7_edx, a.leaf7_1_eax | b.leaf7_1_eax, a.xcr0 | b.xcr0};
+}
+
 constexpr Features kAvx2{
     .leaf1_ecx = 1u << 12 | 1u << 28 | 1u << 29,  // FMA, AVX, F16C
     .leaf7_ebx = 1u << 5,
     .xcr0 = kXcr0Avx,
 };
-constexpr Features kAvx512{
-    .leaf1_ecx = kAvx2.leaf1_ecx,
-    .leaf7_ebx = kAvx2.leaf7_ebx | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31,  // F, DQ, BW, VL
-    .xcr0 = kXcr0Avx512,
-};
-constexpr Features kAvx512Vnni{
-    .leaf1_ecx = kAvx512.leaf1_ecx,
-    .leaf7_ebx = kAvx512.leaf7_ebx,
-    .leaf7_ecx = 1u << 11,
-    .xcr0 = kXcr0Avx512,
-};
-constexpr Features kAvx512Bf16{
-    .leaf1_ecx = kAvx512Vnni.leaf1_ecx,
-    .leaf7_ebx = kAvx512Vnni.leaf7_ebx,
-    .leaf7_ecx = kAvx512Vnni.leaf7_ecx,
-    .leaf7_1_eax = 1u << 5,
-    .xcr0 = kXcr0Avx512,
-};
-constexpr Features kAmx{
-    .leaf1_ecx = kAvx512Vnni.leaf1_ecx,
-    .leaf7_ebx = kAvx512Vnni.leaf7_ebx,
-    .leaf7_ecx = kAvx512Vnni.leaf7_ecx,
-    .leaf7_edx = 1u << 22 | 1u << 23 | 1u << 24,  // AMX-BF16, AVX512-FP16, AMX-TILE; what has these converts to bf16 as well
-    .xcr0 = kXcr0Avx512 | 3u << 17,               // the tiles' configuration and data
-};
+constexpr Features kAvx512 = kAvx2 | Features{.leaf7_ebx = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, .xcr0 = kXcr0Avx512};  // F, DQ, BW, VL
+constexpr Features kAvx512Vnni = kAvx512 | Features{.leaf7_ecx = 1u << 11};
+constexpr Features kAvx512Bf16 = kAvx512Vnni | Features{.leaf7_1_eax = 1u << 5};
+constexpr Features kAmx = kAvx512Bf16 | Features{
+                                            .leaf7_edx = 1u << 22 | 1u << 23 | 1u << 24,  // AMX-BF16, AVX512-FP16, AMX-TILE
+                                            .xcr0 = 3u << 17,                             // the tiles' configuration and data
+                                        };
 
 // Best first.
 const Isa kIsas[] = {

@@ -1,15 +1,12 @@
 // OpsAmx: AVX-512 with half-precision arithmetic (AVX512-FP16), bf16 conversion and AMX tiles. The functions are those of OpsAmxScalar (ops_amx_scalar.h).
 #pragma once
 
-#include "ops_avx512.h"
+#include "ops_bf16.h"
 
 namespace moespan {
 namespace {
 
-struct OpsAmx : OpsAvx512 {
-    static Reg magnitude(Reg x) { return _mm512_abs_ps(x); }
-    static Reg exponent(Reg x) { return _mm512_getexp_ps(x); }
-
+struct OpsAmx : OpsBf16 {
     using Halves = __m512h;
     static Halves halves_twice(Reg x) {
         const __m512i once = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -38,13 +35,6 @@ struct OpsAmx : OpsAvx512 {
     static void store_bf16(uint16_t* p, Halves h) {
         const __m512i shifted = _mm512_srai_epi16(_mm512_add_epi16((__m512i)h, _mm512_set1_epi16(4)), 3);
         _mm512_store_si512(p, _mm512_and_si512(shifted, _mm512_set1_epi16((short)0x8fff)));
-    }
-    static void round_bf16(const float* x, uint16_t* out) {
-        const Reg power = broadcast(0x1p64f);
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(mul(load(x + 16), power), mul(load(x), power));
-        // 0 2 1 3 of each four: the middle two 16-bit numbers of each 64 bits change places
-        const __m512i low = _mm512_shufflelo_epi16(both, 0xd8);
-        _mm512_store_si512(out, _mm512_shufflehi_epi16(low, 0xd8));
     }
 
     // Eight tile registers of 16 rows of 64 bytes. The state belongs to the thread; released, it costs a context switch nothing.

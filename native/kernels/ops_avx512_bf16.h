@@ -4,15 +4,12 @@
 // broadcast, times the pairs of 16 rows.
 #pragma once
 
-#include "ops_avx512.h"
+#include "ops_bf16.h"
 
 namespace moespan {
 namespace {
 
-struct OpsAvx512Bf16 : OpsAvx512 {
-    static Reg magnitude(Reg x) { return _mm512_abs_ps(x); }
-    static Reg exponent(Reg x) { return _mm512_getexp_ps(x); }
-
+struct OpsAvx512Bf16 : OpsBf16 {
     // Both numbers of 16 rows.
     struct Halves {
         Reg first, second;
@@ -41,13 +38,6 @@ struct OpsAvx512Bf16 : OpsAvx512 {
         const Reg power = broadcast(0x1p-112f);
         const __m512i first = rounded(mul(h.first, power)), second = rounded(mul(h.second, power));
         _mm512_store_si512(p, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
-    }
-    static void round_bf16(const float* x, uint16_t* out) {
-        const Reg power = broadcast(0x1p64f);
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(mul(load(x + 16), power), mul(load(x), power));
-        // 0 2 1 3 of each four: the middle two 16-bit numbers of each 64 bits change places
-        const __m512i low = _mm512_shufflelo_epi16(both, (_MM_PERM_ENUM)0xd8);
-        _mm512_store_si512(out, _mm512_shufflehi_epi16(low, (_MM_PERM_ENUM)0xd8));
     }
 
     // Sums are 16 registers' worth of memory in L1; operands stay where they lie.

@@ -72,7 +72,6 @@ class Pool {
     const KernelTable& kernels() const { return kernels_; }
 
     // The pool's own TileKernels::gemm_from of a type (layers/crossover.h); never set while a run goes on.
-    const std::vector<uint32_t>& crossovers_known() const { return crossovers_known_; }  // types
     bool knows_crossover(uint32_t type_id) const;
     void set_crossover(uint32_t type_id, size_t gemm_from);
 

@@ -216,7 +216,9 @@ def _compare(arguments: Namespace) -> None:
 
 
 def _identity(config: Config, file: GGUFFile) -> Json:
-    """What decides a model's answers. Threads and instruction sets only touch the last bits."""
+    """What decides a model's answers. Threads, and instruction sets of one precision, only touch the last bits."""
+    from server.engine.native import prefill_precision
+
     return {
         "version": version(),
         "model": model_id(config.model, file),
@@ -226,6 +228,7 @@ def _identity(config: Config, file: GGUFFile) -> Json:
         "model_path": str(config.model.model_path) if config.model.model_path else None,
         "cache_type": config.engine.cache_type,
         "experts_per_token": config.engine.experts_per_token,
+        "prefill_precision": prefill_precision(config.engine.prefill_precision),
     }
 
 

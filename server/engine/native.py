@@ -278,6 +278,13 @@ def open_ops(cpu_infer: int | None = None, numa: Numa = "off", nodes: Sequence[N
         raise DeviceError(f"The pool of CPU threads could not be started: {error}.") from error
 
 
+def prefill_precision(wanted: Precision = "auto") -> str:
+    """What activations are rounded to here when many tokens meet quantised weights: "bf16" or "int8". Raises DeviceError where `wanted` cannot be."""
+    module = _module()
+    isa = _wanted_isa(module, wanted)
+    return "bf16" if (module.available_isas()[0] if isa == "auto" else isa) in _BF16_ISAS else "int8"
+
+
 def supported_types() -> frozenset[int]:
     """The ggml type ids that a matrix may have."""
     return frozenset(_module().supported_types())
