@@ -333,15 +333,17 @@ def _wanted_isa(module: ModuleType, precision: Precision) -> str:
     available: list[str] = module.available_isas()
     for refused in module.refused_isas():
         _log.warning("This CPU has %s, but the operating system refuses its use to this process: %s runs instead.", refused, available[0])
-    if precision != "auto" and wanted == "auto":
-        fitting = [isa for isa in available if (isa in _BF16_ISAS) == (precision == "bf16")]
-        if not fitting:
-            raise DeviceError("--prefill_precision bf16 needs a CPU with AMX or AVX512_BF16, and this one has neither. Leave it out: int8 is what runs here.")
-        return fitting[0]
-    if wanted == "auto" or wanted in available:
+    if wanted not in ("auto", *available):
+        why = "which this CPU cannot run" if wanted in module.compiled_isas() else "which is no instruction set"
+        raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', {why}. Available here: {', '.join(available)}. Unset it for the best of them.")
+    if precision == "auto":
         return wanted
-    why = "which this CPU cannot run" if wanted in module.compiled_isas() else "which is no instruction set"
-    raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', {why}. Available here: {', '.join(available)}. Unset it for the best of them.")
+    fitting = [isa for isa in available if wanted in ("auto", isa) and (isa in _BF16_ISAS) == (precision == "bf16")]
+    if fitting:
+        return fitting[0]
+    if wanted != "auto":
+        raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', which has no prefill in {precision} as --prefill_precision asks. Leave one of the two out.")
+    raise DeviceError("--prefill_precision bf16 needs a CPU with AMX or AVX512_BF16, and this one has neither. Leave it out: int8 is what runs here.")
 
 
 def _module() -> ModuleType:

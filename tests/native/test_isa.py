@@ -95,9 +95,19 @@ def test_int8_prefill_takes_the_best_without_tiles(monkeypatch: pytest.MonkeyPat
 
 
 def test_bf16_prefill_needs_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOESPAN_ISA", raising=False)
     monkeypatch.setattr(_native, "available_isas", lambda: ["avx512_vnni", "avx2", "scalar"])
     with pytest.raises(DeviceError, match=r"--prefill_precision bf16 needs a CPU with AMX or AVX512_BF16, and this one has neither"):
         native.open_ops(1, precision="bf16")
+
+
+def test_an_isa_and_a_precision_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESPAN_ISA", "scalar")
+    with pytest.raises(DeviceError, match="MOESPAN_ISA asks for 'scalar', which has no prefill in bf16 as --prefill_precision asks"):
+        native.open_ops(1, precision="bf16")
+    ops = native.open_ops(1, precision="int8")
+    assert ops.isa == "scalar"
+    ops.close()
 
 
 def test_supported_types() -> None:
