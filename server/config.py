@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from server.errors import ConfigError
 
 ReasoningFormat = Literal["deepseek", "none"]
-CacheType = Literal["f16", "f32"]
-Device = Literal["auto", "cpu"]
+CacheType = Literal["auto", "f16", "bf16", "f32"]
+Device = Literal["auto", "cpu", "cuda"]
 Numa = Literal["auto", "shard", "replicate", "off"]
+Prefill = Literal["auto", "cpu", "stream", "split"]
 Precision = Literal["auto", "bf16", "int8"]
 
 
@@ -40,11 +41,12 @@ class EngineConfig:
     cpu_infer: int | None = None  # pinned CPU threads; None: every CPU that affinity and cgroup allow
     numa: Numa = "auto"  # how experts are spread over nodes of memory; auto: shard where there are several, else off
     cache_lens: int | None = None  # KV tokens; None: the smaller of 8192 and the model's context
-    cache_type: CacheType = "f16"  # how the KV cache is stored
-    prefill_chunk: int = 512  # the most prompt tokens in one step
+    cache_type: CacheType = "auto"  # how the KV cache is stored; auto: bf16 on a GPU, f16 on the CPU
+    prefill_chunk: int | None = None  # the most prompt tokens in one step; None: 2048 on a GPU, 512 on the CPU
     experts_per_token: int | None = None  # fewer routed experts than the model's own; None: its own
     prefill_precision: Precision = "auto"  # of activations that meet quantised weights, many at once; auto: bf16 on AMX, int8 elsewhere
-    device: Device = "auto"
+    prefill: Prefill = "auto"  # where a prompt's routed experts are computed with a GPU; auto: as measured at start, by the number of tokens
+    device: Device = "auto"  # of everything but the routed experts; auto: the GPU where there is one with room for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ def _check(config: Config) -> None:
 
 
 def _engine_rules(engine: EngineConfig) -> list[tuple[bool, str]]:
-    threads, tokens, experts = engine.cpu_infer, engine.cache_lens, engine.experts_per_token
+    threads, tokens, experts, chunk = engine.cpu_infer, engine.cache_lens, engine.experts_per_token, engine.prefill_chunk
     return [
         (threads is None or threads >= 1, f"cpu_infer is {threads}, but the model needs at least one CPU thread. Leave it out to use every CPU."),
         (
@@ -237,7 +239,7 @@ def _engine_rules(engine: EngineConfig) -> list[tuple[bool, str]]:
             f"cache_lens is {tokens}, but the KV cache must hold the prompt and the reply, so at least 2 tokens. "
             "Leave it out for the smaller of 8192 and the model's context.",
         ),
-        (engine.prefill_chunk >= 1, f"prefill_chunk is {engine.prefill_chunk}, but a step takes at least 1 token. The default is 512."),
+        (chunk is None or chunk >= 1, f"prefill_chunk is {chunk}, but a step takes at least 1 token. Leave it out for 512, or 2048 on a GPU."),
         (
             experts is None or experts >= 1,
             f"experts_per_token is {experts}, but a token uses at least 1 routed expert. Leave it out for as many as the model was trained with.",

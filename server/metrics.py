@@ -6,7 +6,8 @@ It has its own registry: nothing is global, and a test makes as many as it likes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -59,6 +60,13 @@ class Metrics:
         self.waiting.set_function(waiting)
         self.kv_usage.set_function(kv_usage)
 
+    def watch_roads(self, taken: Callable[[], Mapping[str, int]]) -> None:
+        """Where the routed experts of prompts were computed (--prefill): chunks of a layer by their road."""
+        text = "Chunks of a layer's routed experts in prefill, by where they were computed."
+        roads = Gauge("moespan_prefill_expert_chunks", text, ["road"], registry=self.registry)
+        for road in ("cpu", "stream", "split"):
+            roads.labels(road).set_function(partial(_count, taken, road))
+
     def finished(self, reason: FinishReason, timings: Timings) -> None:
         """A request ended; one that was cancelled in the queue or in prefill has no decode figures."""
         self.success.labels(reason.value).inc()
@@ -83,3 +91,7 @@ class Metrics:
     def exposition(self) -> tuple[bytes, str]:
         """What /metrics answers: the body and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+def _count(taken: Callable[[], Mapping[str, int]], road: str) -> float:
+    return taken().get(road, 0)

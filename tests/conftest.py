@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.machine import gpu_nodes
+
+if not gpu_nodes():  # read when Triton is imported, which other libraries do: its kernels then run on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def _cpu_flags() -> set[str]:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -109,7 +109,7 @@ def test_a_file_that_is_not_there():
         ({"cpu_infer": "x"}, "--cpu_infer must be a whole number, not 'x'"),
         ({"cache_lens": "0"}, "cache_lens is 0, but the KV cache must hold the prompt and the reply"),
         ({"cache_lens": "1"}, "at least 2 tokens"),
-        ({"cache_type": "q8"}, "--cache_type must be one of f16, f32, not 'q8'"),
+        ({"cache_type": "q8"}, "--cache_type must be one of auto, f16, bf16, f32, not 'q8'"),
         ({"prefill_precision": "int4"}, "--prefill_precision must be one of auto, bf16, int8, not 'int4'"),
         ({"numa": "both"}, "--numa must be one of auto, shard, replicate, off, not 'both'"),
         ({"device": "cuda"}, "--device must be one of auto, cpu, not 'cuda'"),

@@ -81,5 +81,6 @@ void bind_attention(py::class_<PyPool>& pool);                   // attention.cp
 void bind_latent(py::class_<PyPool>& pool);                      // latent.cpp: linear_heads, attend_latent
 void bind_bench(py::class_<PyPool>& pool);                       // bench.cpp: read_sweep, peak_ops
 void bind_program(py::module_& module, py::class_<PyPool>& pool); // program.cpp: Program, record
+void bind_handoff(py::module_& module);                           // handoff.cpp: Handoff
 
 }  // namespace moespan

@@ -48,16 +48,17 @@ void py_spread(PyPool& pool, PyMatrix& gate, PyMatrix& up, PyMatrix& down, const
 }
 
 void py_experts(PyPool& pool, const PyMatrix& gate, const PyMatrix& up, const PyMatrix& down, uintptr_t x, int64_t n, uintptr_t ids, uintptr_t weights,
-                int64_t top_k, uintptr_t out) {
+                int64_t top_k, uintptr_t out, bool accumulate) {
     const ExpertMatrices matrices = checked_experts(pool.get(), gate, up, down);
     const auto* input = address<const float>(x, "x");
     const Routes routes{address<const int32_t>(ids, "ids"), address<const float>(weights, "weights"), positive(n, "n"), positive(top_k, "top_k")};
     auto* output = address<float>(out, "out");
     pool.perform([=](Pool& native, const Place&) {
         for (size_t i = 0; i < routes.n * routes.top_k; ++i) {
-            require(routes.ids[i] >= 0 && static_cast<size_t>(routes.ids[i]) < matrices.gate.count, "expert ", routes.ids[i], " of ", matrices.gate.count);
+            const int32_t id = routes.ids[i];
+            require(id >= -1 && (id < 0 || static_cast<size_t>(id) < matrices.gate.count), "expert ", id, " of ", matrices.gate.count);
         }
-        matrices.with_parts([&](const Spread& spread) { experts(native, spread, input, routes, output); });
+        matrices.with_parts([&](const Spread& spread) { experts(native, spread, input, routes, output, accumulate); });
     });
 }
 
@@ -97,7 +98,8 @@ void py_sigmoid(PyPool& pool, uintptr_t x, int64_t count) {
 void bind_experts(py::class_<PyPool>& pool) {
     using py::arg;
     pool.def("spread", &py_spread, arg("gate"), arg("up"), arg("down"), arg("memory"), arg("copies"));
-    pool.def("experts", &py_experts, arg("gate"), arg("up"), arg("down"), arg("x"), arg("n"), arg("ids"), arg("weights"), arg("top_k"), arg("out"))
+    pool.def("experts", &py_experts, arg("gate"), arg("up"), arg("down"), arg("x"), arg("n"), arg("ids"), arg("weights"), arg("top_k"), arg("out"),
+             arg("accumulate") = true)
         .def("sigmoid", &py_sigmoid, arg("x"), arg("count"))
         .def("route", &py_route, arg("router"), arg("top_k"), arg("sigmoid"), arg("normalize"), arg("scale"), arg("groups"), arg("groups_used"),
              arg("group_top"), arg("bias"), arg("x"), arg("n"), arg("ids"), arg("weights"));

@@ -108,6 +108,7 @@ void bind_linear(py::module_& module, py::class_<PyPool>& pool) {
         .def_property_readonly("cols", [](const PyMatrix& m) { return m.shape().cols; })
         .def_property_readonly("count", [](const PyMatrix& m) { return m.shape().count; })
         .def_property_readonly("nbytes", &PyMatrix::bytes)
+        .def_property_readonly("address", &PyMatrix::address)
         .def_property_readonly("in_tiles", &PyMatrix::in_tiles)
         .def_property_readonly("strips_left", &PyMatrix::strips_left)
         .def_property_readonly("next_byte", &PyMatrix::next_byte)

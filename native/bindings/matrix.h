@@ -25,6 +25,7 @@ class PyMatrix {
     const Matrix& shape() const { return matrix_; }
     const FormatKernels& format() const { return *format_; }
     size_t bytes() const;  // in the order that it is in
+    uintptr_t address() const { return in_parts() ? 0 : reinterpret_cast<uintptr_t>(matrix_.data); }
     bool in_tiles() const { return packed_all_ && format_->tiles.pack != nullptr; }
 
     // Strips that are still to be packed, all matrices together; 0 for what stays as it is.

@@ -47,6 +47,7 @@ PYBIND11_MODULE(_native, module) {
     bind_latent(pool);
     bind_bench(pool);
     bind_program(module, pool);
+    bind_handoff(module);
 }
 
 }  // namespace

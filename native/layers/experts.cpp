@@ -7,12 +7,13 @@
 namespace moespan {
 namespace {
 
-// The rows (token, j) of a call, sorted by expert and, within one, by token; in memory that the pool keeps.
+// The rows (token, j) of a call that have an expert, sorted by it and, within one, by token; in memory that the pool keeps.
 struct Sorted {
     Group* groups;  // of the experts that have tokens
     size_t group_count;
-    int32_t* tokens;   // [n * top_k]
-    float* weights;    // [n * top_k]
+    int32_t* tokens;   // [rows]
+    float* weights;    // [rows]
+    size_t rows = 0;
 };
 
 // Counting sort.
@@ -23,14 +24,18 @@ Sorted sort_by_expert(Pool& pool, const Routes& routes, size_t expert_count) {
     auto* next = take<size_t>(at, memory, expert_count);  // an expert's number of rows, then the place of its next one
     Sorted sorted{take<Group>(at, memory, most), 0, take<int32_t>(at, memory, rows), take<float>(at, memory, rows)};
     std::fill_n(next, expert_count, 0);
-    for (size_t i = 0; i < rows; ++i) ++next[routes.ids[i]];
+    for (size_t i = 0; i < rows; ++i) {
+        if (routes.ids[i] >= 0) ++next[routes.ids[i]];
+    }
     for (size_t expert = 0, first = 0; expert < expert_count; ++expert) {
         const size_t count = next[expert];
         if (count > 0) sorted.groups[sorted.group_count++] = {expert, first, count};
         next[expert] = first;
         first += count;
+        sorted.rows = first;
     }
     for (size_t i = 0; i < rows; ++i) {
+        if (routes.ids[i] < 0) continue;
         const size_t row = next[routes.ids[i]]++;
         sorted.tokens[row] = static_cast<int32_t>(i / routes.top_k);
         sorted.weights[row] = routes.weights[i];
@@ -40,12 +45,16 @@ Sorted sort_by_expert(Pool& pool, const Routes& routes, size_t expert_count) {
 
 }  // namespace
 
-void experts(Pool& pool, const Spread& matrices, const float* x, const Routes& routes, float* out) {
+void experts(Pool& pool, const Spread& matrices, const float* x, const Routes& routes, float* out, bool accumulate) {
     const Sorted sorted = sort_by_expert(pool, routes, matrices.parts[0].gate.count);
+    if (sorted.group_count == 0) {
+        if (!accumulate) std::fill_n(out, routes.n * matrices.parts[0].down.rows, 0.0f);
+        return;
+    }
     // One token: each expert reads it where it is. (With an expert named twice that would be two rows of one group.)
     const bool in_place = routes.n == 1 && sorted.group_count == routes.top_k;
     const int32_t* tokens = in_place ? nullptr : sorted.tokens;
-    ffn_groups(pool, {matrices, x, routes.n, out, true, sorted.groups, sorted.group_count, routes.n * routes.top_k, tokens, sorted.weights});
+    ffn_groups(pool, {matrices, x, routes.n, out, accumulate, sorted.groups, sorted.group_count, sorted.rows, tokens, sorted.weights});
 }
 
 }  // namespace moespan

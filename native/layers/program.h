@@ -29,6 +29,8 @@ class Program {
     void run(Pool& pool, const Place& place) const {
         for (const Operation& operation : operations_) operation(pool, place);
     }
+    // The i-th alone.
+    void run(size_t i, Pool& pool, const Place& place) const { operations_[i](pool, place); }
 
   private:
     std::vector<Operation> operations_;

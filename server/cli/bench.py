@@ -23,6 +23,7 @@ class Setting:
 
     version: str
     cpu: str
+    device: str  # "cpu", or the GPU's name
     model: str
     file: str
     threads: int
@@ -54,7 +55,9 @@ def _measured(config: Config, arguments: Namespace) -> tuple[Setting, Speed]:
         speed = measure(engine, engine.vocab_size, **counts, progress=partial(_tell, arguments.repeat))
     finally:
         engine.close()
-    return Setting(version(), cpu_name(), loaded.name, file.path.name, loaded.threads, loaded.isa, config.engine.cache_type, engine.prefill_chunk), speed
+    ran_as = (loaded.threads, loaded.isa, loaded.cache_type, engine.prefill_chunk)
+    setting = Setting(version(), cpu_name(), loaded.device, loaded.name, file.path.name, *ran_as)
+    return setting, speed
 
 
 def _check_fits(file: GGUFFile, arguments: Namespace) -> None:
@@ -83,7 +86,8 @@ def _print_table(setting: Setting, speed: Speed) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    console.print(f"{setting.model} ({setting.file}), {setting.threads} threads, {setting.isa}, {setting.cache_type} cache, on {setting.cpu}", markup=False)
+    machine = setting.cpu if setting.device == "cpu" else f"{setting.device} and {setting.cpu}"
+    console.print(f"{setting.model} ({setting.file}), {setting.threads} threads, {setting.isa}, {setting.cache_type} cache, on {machine}", markup=False)
     table = Table("", "tokens", "median tok/s", "min", "max", "runs", box=None)
     for name, tokens, spread in (("prefill", speed.prompt, speed.prefill), ("decode", speed.gen, speed.decode)):
         table.add_row(name, str(tokens), f"{spread.median:.1f}", f"{spread.low:.1f}", f"{spread.high:.1f}", str(len(spread.runs)))

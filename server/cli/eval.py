@@ -217,8 +217,11 @@ def _compare(arguments: Namespace) -> None:
 
 def _identity(config: Config, file: GGUFFile) -> Json:
     """What decides a model's answers. Threads, and instruction sets of one precision, only touch the last bits."""
+    from server.engine.gpu.devices import find_gpu
+    from server.engine.kv_cache import resolve_cache_type
     from server.engine.native import prefill_precision
 
+    on_gpu = find_gpu(config.engine.device) is not None
     return {
         "version": version(),
         "model": model_id(config.model, file),
@@ -226,7 +229,8 @@ def _identity(config: Config, file: GGUFFile) -> Json:
         "nbytes": file.nbytes,
         "digest": _digest(file.paths),
         "model_path": str(config.model.model_path) if config.model.model_path else None,
-        "cache_type": config.engine.cache_type,
+        "device": "gpu" if on_gpu else "cpu",
+        "cache_type": resolve_cache_type(config.engine.cache_type, on_gpu),
         "experts_per_token": config.engine.experts_per_token,
         "prefill_precision": prefill_precision(config.engine.prefill_precision),
     }

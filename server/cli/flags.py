@@ -19,11 +19,11 @@ from server.engine.models.shapes import SHAPES
 from server.errors import ConfigError
 
 MODEL_FLAGS = ("model", "gguf_path", "model_path")
-ENGINE_FLAGS = ("cpu_infer", "numa", "cache_lens", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "device")
+ENGINE_FLAGS = ("cpu_infer", "numa", "cache_lens", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "prefill", "device")
 CONFIG_FLAGS: dict[str, tuple[str, ...]] = {  # command -> the configuration's keys that do something there
     "serve": tuple(KEYS),
     "chat": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens", "force_think"),
-    "bench offline": ("model", "gguf_path", "cpu_infer", "numa", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "device"),
+    "bench offline": ("model", "gguf_path", "cpu_infer", "numa", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "prefill", "device"),
     "bench experts": ("cpu_infer", "numa", "prefill_precision"),
     "eval questions": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens"),
     "eval text": (*MODEL_FLAGS, *(key for key in ENGINE_FLAGS if key != "cache_lens")),
@@ -37,14 +37,15 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "gguf_path": ("PATH", "a GGUF file, any file of a split one, or a directory that holds one model"),
     "model_path": ("DIR", "a local Hugging Face directory whose config, tokenizer and chat template replace the GGUF's"),
     "model_name": ("NAME", "what /v1/models calls the model (default: the file's name, or the embedded model's)"),
-    "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow)"),
+    "cpu_infer": ("N", "pinned CPU threads (default: every CPU that affinity and cgroup allow, one less with a GPU)"),
     "numa": ("shard|replicate|off|auto", "how experts lie in several nodes of memory: slices, copies, anyhow; auto: shard with two nodes or more"),
     "cache_lens": ("N", "tokens in the KV cache, prompt and reply together (default: the smaller of 8192 and the model's context)"),
-    "cache_type": ("f16|f32", "how the KV cache is stored"),
-    "prefill_chunk": ("N", "the most prompt tokens that one step takes"),
+    "cache_type": ("auto|f16|bf16|f32", "how the KV cache is stored (auto: bf16 on a GPU, f16 on the CPU)"),
+    "prefill_chunk": ("N", "the most prompt tokens that one step takes (default: 512, or 2048 on a GPU)"),
     "experts_per_token": ("N", "routed experts that a token uses, fewer than the model's own: faster and less exact (default: the model's own)"),
     "prefill_precision": ("auto|bf16|int8", "what activations are rounded to when many tokens meet quantised weights; auto: bf16 with AMX, int8 elsewhere"),
-    "device": ("auto|cpu", "where the model runs; the GPU stage is not built yet, so both mean the CPU"),
+    "prefill": ("auto|cpu|stream|split", "with a GPU, where a prompt's routed experts run: CPU, streamed to the GPU, both; auto: the fastest, as measured"),
+    "device": ("auto|cpu|cuda", "where all but the routed experts run (auto: the GPU, where there is one with room)"),
     "max_queue": ("N", "requests that may wait; more get 429"),
     "max_new_tokens": ("N", "the cap on one reply, where a request names none"),
     "grace_s": ("S", "seconds that the running request may go on after SIGTERM"),

@@ -45,8 +45,9 @@ def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
     with _progress_bar() as progress:
         loaded = load_model(file, config.engine, hf_directory=config.model.model_path, progress=progress)
     _log.info(
-        "%s is loaded: %d threads, ISA %s, KV cache of %d tokens (%s, %s).",
-        loaded.name, loaded.threads, loaded.isa, loaded.cache_lens, config.engine.cache_type, size(loaded.cache_bytes),
+        "%s is loaded: %s, %d threads, ISA %s, KV cache of %d tokens (%s, %s).",
+        loaded.name, "CPU" if loaded.device == "cpu" else loaded.device, loaded.threads, loaded.isa, loaded.cache_lens, loaded.cache_type,
+        size(loaded.cache_bytes),
     )  # fmt: skip
     if config.engine.experts_per_token is not None:
         _log.info("Each token uses %d routed experts (--experts_per_token); the model's own are %s.", loaded.experts_per_token, _own_experts(file))
@@ -56,6 +57,7 @@ def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
 def load_chat(config: Config, file: GGUFFile, metrics: Metrics) -> Loaded:
     """The engine behind its scheduler, and the model's text side. Close its service in the end."""
     from server.api.serving import Loaded
+    from server.engine.gpu.engine import GpuEngine
     from server.scheduler.service import Service
     from server.text.load import load_template, load_tokenizer
 
@@ -63,6 +65,8 @@ def load_chat(config: Config, file: GGUFFile, metrics: Metrics) -> Loaded:
     template = load_template(file.metadata, tokenizer, config.model.model_path)
     loaded = load_engine(config, file)
     metrics.experts_per_token.set(loaded.experts_per_token)
+    if isinstance(engine := loaded.engine, GpuEngine):
+        metrics.watch_roads(lambda: engine.roads)
     service = Service(loaded.engine, config.scheduler, loaded.cache_lens, metrics, on_start=loaded.engine.start)
     return Loaded(service, tokenizer, template)
 
@@ -72,8 +76,12 @@ def _own_experts(file: GGUFFile) -> object:
 
 
 def _mention_gpu(engine: EngineConfig) -> None:
+    """A GPU that a CPU build of torch cannot see is worth a word."""
     if engine.device == "auto" and gpu_nodes():
-        _log.info("There is a GPU, but this version does not use it yet: everything runs on the CPU.")
+        import torch
+
+        if not torch.cuda.is_available():
+            _log.info("There is a GPU, but this torch cannot use it, so everything runs on the CPU. For the GPU, install torch's CUDA build.")
 
 
 @contextmanager

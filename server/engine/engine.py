@@ -15,6 +15,9 @@ from server.engine.sampler import TokenSampler
 from server.errors import RequestError
 from server.types import SamplingParams
 
+WARM_UP_TOKENS = (8, 64)  # a prompt of few and one of many
+WARM_UP = SamplingParams(temperature=0.0)
+
 
 class LocalEngine:
     """One model on this machine's CPUs: server.engine.protocol.Engine. Called from one thread, which is one of the pool's."""
@@ -47,15 +50,19 @@ class LocalEngine:
         The warm-up writes to page 0, which no sequence has yet.
         """
         self._ops.pin_caller()
-        self.logits(Step((0,) * min(8, self._prefill_chunk), 0, (0,), None))
+        for n in {min(n, self._prefill_chunk) for n in WARM_UP_TOKENS}:
+            self.logits(Step((0,) * n, 0, (0,), None))
         self._last_logits(Step((0,), 0, (0,), None))
 
     def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> Sampler:
         """Raises RequestError when logit_bias names a token that the model does not have."""
+        self._check(params)
+        return TokenSampler(params, prompt_ids)
+
+    def _check(self, params: SamplingParams) -> None:
         beyond = [token_id for token_id in params.logit_bias if not 0 <= token_id < self.vocab_size]
         if beyond:
             raise RequestError(f"logit_bias: token id {beyond[0]} is not in the vocabulary of {self.vocab_size} tokens.", param="logit_bias")
-        return TokenSampler(params, prompt_ids)
 
     @torch.inference_mode()
     def step(self, step: Step) -> Drawn | None:

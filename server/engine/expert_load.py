@@ -52,7 +52,7 @@ def expert_loads(file: GGUFFile, engine: EngineConfig, seed: int = 0) -> list[Ex
         counters.append(RouteCounter(ops))
         return cast(Ops, counters[0])  # mypy cannot see what __getattr__ hands on
 
-    loaded = load_model(file, EngineConfig(cpu_infer=engine.cpu_infer, cache_lens=PROMPT, prefill_chunk=PROMPT), wrap=counted)
+    loaded = load_model(file, EngineConfig(cpu_infer=engine.cpu_infer, cache_lens=PROMPT, prefill_chunk=PROMPT, device="cpu"), wrap=counted)
     try:
         tokens = np.random.default_rng(seed).integers(0, loaded.engine.vocab_size, PROMPT)
         loaded.engine.step(Step(tuple(tokens.tolist()), 0, tuple(range(PROMPT // PAGE_SIZE)), None))

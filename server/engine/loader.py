@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from server.config import EngineConfig
+from server.config import CacheType, EngineConfig
 from server.engine.engine import LocalEngine
 from server.engine.gguf.reader import GGUFFile
-from server.engine.kv_cache import PAGE_SIZE, KVCache
+from server.engine.gpu.devices import find_gpu, kernels_for
+from server.engine.gpu.engine import GpuEngine
+from server.engine.gpu.memory import RING_BYTES, MemoryPlan, dense_bytes, scratch_bytes
+from server.engine.gpu.ops import GpuOps
+from server.engine.kv_cache import PAGE_SIZE, KVCache, bytes_per_token, resolve_cache_type
 from server.engine.models.config import HParams
 from server.engine.models.hf_config import overridden
 from server.engine.models.registry import family
 from server.engine.models.transformer import Transformer
-from server.engine.native import open_ops
+from server.engine.native import cpus_allowed, open_ops
 from server.engine.ops import Ops
 from server.engine.weights import Weights
-from server.errors import ConfigError, ModelError, ModelNotFound
+from server.errors import ConfigError, DeviceError, ModelError, ModelNotFound
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_LENS = 8192  # KV tokens, where the model was trained for as many
+CPU_CHUNK, GPU_CHUNK = 512, 2048  # prompt tokens a step; a GPU's fixed costs, and experts that are read once a step, want more of them
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -35,6 +43,8 @@ class LoadedModel:
     name: str
     cache_lens: int  # KV tokens that a sequence can use
     cache_bytes: int
+    cache_type: CacheType
+    device: str  # "cpu", or the GPU's name
     threads: int
     isa: str
     experts_per_token: int  # routed experts that a token uses; 0: a model without experts
@@ -51,20 +61,70 @@ def load_model(
     hparams = with_experts_per_token(_hparams(file, hf_directory), config.experts_per_token)
     cache_lens = resolve_cache_lens(config.cache_lens, hparams.context)
     hparams = replace(hparams, context=-(-cache_lens // PAGE_SIZE) * PAGE_SIZE)  # positions that a step can have
-    ops = open_ops(config.cpu_infer, config.numa, precision=config.prefill_precision)
+    gpu = _gpu_with_room(file, hparams, config)
+    chunk = config.prefill_chunk or (CPU_CHUNK if gpu is None else GPU_CHUNK)
+    cache_type = resolve_cache_type(config.cache_type, gpu is not None)
+    native = open_ops(_threads(config.cpu_infer, gpu), config.numa, precision=config.prefill_precision)
     try:
+        ops = native if gpu is None else GpuOps(native, gpu, kernels_for(gpu), hparams.context // PAGE_SIZE, config.prefill)
         model_ops = ops if wrap is None else wrap(ops)
         weights = Weights(file, model_ops)
         model = _build(file, hparams, weights, model_ops)
-        cache = KVCache.allocate(hparams, cache_lens, config.cache_type)
-        ops.check_nodes()
+        cache = KVCache.allocate(hparams, cache_lens, cache_type, ops.device)
+        native.check_nodes()
         weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
     except BaseException:
         ops.close()
         raise
-    name = str(file.metadata.get("general.name") or file.name)
-    engine = LocalEngine(model, cache, ops, config.prefill_chunk, recorded=wrap is None)
-    return LoadedModel(engine, name, cache_lens, cache.nbytes, ops.threads, ops.isa, hparams.moe.top_k if hparams.moe else 0)
+    engine = GpuEngine(model, cache, ops, chunk, wrap is None) if isinstance(ops, GpuOps) else LocalEngine(model, cache, native, chunk, wrap is None)
+    return LoadedModel(
+        engine=engine,
+        name=str(file.metadata.get("general.name") or file.name),
+        cache_lens=cache_lens,
+        cache_bytes=cache.nbytes,
+        cache_type=cache_type,
+        device="cpu" if gpu is None else torch.cuda.get_device_name(gpu),
+        threads=native.threads,
+        isa=native.isa,
+        experts_per_token=hparams.moe.top_k if hparams.moe else 0,
+    )
+
+
+def _gpu_with_room(file: GGUFFile, hparams: HParams, config: EngineConfig) -> torch.device | None:
+    """The GPU that the configuration asks for, if its memory has room for the model; what it takes is logged. Raises DeviceError.
+
+    `hparams.context` is what the KV cache has room for. With "auto", a GPU that is too small is no error: the CPU runs everything.
+    """
+    gpu = find_gpu(config.device)
+    if gpu is None:
+        return None
+    plan = memory_plan(file, hparams, config)
+    free, _ = torch.cuda.mem_get_info(gpu)
+    try:
+        plan.check(free)
+    except DeviceError as error:
+        if config.device == "cuda":
+            raise
+        _log.warning("%s Everything runs on the CPU.", error)
+        return None
+    _log.info("On the GPU (%s, %.1f GB free): %s.", torch.cuda.get_device_name(gpu), free / 1e9, plan)
+    return gpu
+
+
+def memory_plan(file: GGUFFile, hparams: HParams, config: EngineConfig) -> MemoryPlan:
+    """What the model takes of a GPU's memory, with a KV cache of hparams.context tokens."""
+    cache_type = resolve_cache_type(config.cache_type, on_gpu=True)
+    return MemoryPlan(
+        weights=dense_bytes(file.tensors, hparams),
+        cache=bytes_per_token(hparams, cache_type) * hparams.context,
+        scratch=scratch_bytes(hparams, _vocab_size(file, hparams), config.prefill_chunk or GPU_CHUNK),
+        ring=RING_BYTES if hparams.moe is not None and config.prefill != "cpu" else 0,
+    )
+
+
+def _threads(cpu_infer: int | None, gpu: torch.device | None) -> int | None:
+    """None for a thread on each CPU; with a GPU one CPU is left to its driver, and to the server."""
+    return cpu_infer if cpu_infer is not None or gpu is None else max(1, len(cpus_allowed()) - 1)
 
 
 def resolve_cache_lens(wanted: int | None, context: int) -> int:

@@ -10,10 +10,11 @@ What only our own code can get wrong is no more than asserted, and cheaply; the 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,8 @@ from server.errors import DeviceError
 
 if TYPE_CHECKING:
     from server import _native
-    from server._native import Matrix, Pool
+    from server._native import Matrix as Matrix  # for the GPU stage too
+    from server._native import Pool
     from server.config import Numa, Precision
 
 _log = logging.getLogger(__name__)
@@ -41,47 +43,86 @@ SLICE = 32 << 20  # bytes of a matrix that are laid out at a time: as much of a 
 class Program:
     """Operations that were recorded, to be run again with the memory that they were given: one step of a model, for any place in a sequence."""
 
-    def __init__(self, pool: Pool, program: _native.Program, kept: list[object]) -> None:
-        self._pool, self._program = pool, program
-        self._kept = kept  # tensors whose addresses the program holds
+    def __init__(self, pool: Pool, program: _native.Program) -> None:
+        self._pool, self.native = pool, program
+        self.kept: list[object] = []  # tensors whose addresses the program holds
         self._pages: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.native)
 
     def run(self, start: int, pages: tuple[int, ...]) -> None:
         """As if the operations were called with Span(start, n, pages), n being as recorded."""
         if pages is not self._pages:  # a sequence keeps its pages: most steps bring the same tuple
-            self._program.set_pages(pages)
+            self.native.set_pages(pages)
             self._pages = pages
-        self._program.run(self._pool, start)
+        self.native.run(self._pool, start)
+
+
+class Handover:
+    """The pool's side of a captured GPU step: operation i of `program` runs when the GPU raises asked[i], and answered[i] is raised behind it.
+
+    Both are pinned int32, a flag each 16 words. An operation or a wait of more than timeout_ms ends the step, and leaves no flag without an answer.
+    """
+
+    def __init__(self, native: NativeOps, program: Program, asked: Tensor, answered: Tensor, timeout_ms: int) -> None:
+        self._pool, self._program = native.pool, program
+        self._kept = asked, answered
+        self._flags = _module().Handoff(asked.data_ptr(), answered.data_ptr(), len(program), timeout_ms)
+
+    def reset(self) -> None:
+        """Take the flags down, before the graph is launched."""
+        self._flags.reset()
+
+    def serve(self) -> None:
+        """Run the program's operations as they are asked for. Raises RuntimeError after a timeout, ValueError for an expert that is not there."""
+        self._flags.serve(self._pool, self._program.native)
+
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """When each operation of the last step was asked for and answered, in nanoseconds since the reset."""
+        turns: list[tuple[int, int]] = self._flags.turns
+        return turns
 
 
 class NativeOps:
     """server.engine.ops.Ops on a pool of pinned CPU threads. One thread at a time may call it: it is one of the pool's."""
 
     def __init__(self, pool: Pool, spread: Spread | None = None) -> None:
-        self._pool = pool
+        self.pool = pool
         self._spread = spread
         self._matrix = _module().Matrix
         self._kept: list[object] | None = None  # while a program is recorded: what it must keep alive
         self.threads = pool.threads
         self.isa = pool.isa
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
     def pin_caller(self) -> None:
         """Pin the calling thread, which will drive the steps, to the pool's first CPU."""
-        self._pool.pin_caller()
+        self.pool.pin_caller()
 
     def close(self) -> None:
         """End the pool's threads; a second call does nothing."""
-        self._pool.close()
+        self.pool.close()
+
+    def program(self) -> Program:
+        """An empty one, for `record`."""
+        return Program(self.pool, _module().Program())
 
     @contextmanager
-    def record(self) -> Iterator[Program]:
-        """Within, operations become the program and compute nothing. Their span counts only for its number of tokens; matrices must be laid out."""
-        program, self._kept = _module().Program(), []
-        self._pool.record(program)
+    def record(self, program: Program | None = None) -> Iterator[Program]:
+        """Within, operations become the program, or more of one, and compute nothing. Their span counts only for its number of tokens; matrices must be
+        laid out."""
+        program = self.program() if program is None else program
+        self._kept = program.kept
+        self.pool.record(program.native)
         try:
-            yield Program(self._pool, program, self._kept)
+            yield program
         finally:
-            self._pool.record(None)
+            self.pool.record(None)
             self._kept = None
 
     def _at(self, x: Tensor) -> int:
@@ -103,7 +144,7 @@ class NativeOps:
     def spread_experts(self, gate: Matrix, up: Matrix, down: Matrix) -> None:
         """Have the matrices laid out node by node, where there are several; from then on only `experts` takes them."""
         if self._spread is not None:
-            self._pool.spread(gate, up, down, [node.memory for node in self._spread.nodes], self._spread.mode == "replicate")
+            self.pool.spread(gate, up, down, [node.memory for node in self._spread.nodes], self._spread.mode == "replicate")
             for matrix in (gate, up, down):
                 self._spread.add([nbytes for _, nbytes, _, _ in matrix.parts])
 
@@ -119,7 +160,7 @@ class NativeOps:
             strips = min(left, max(1, SLICE * left // (matrix.nbytes - begin)))
             yield begin, min(begin + -(-(matrix.nbytes - begin) * strips // left), matrix.nbytes)
             try:
-                matrix.pack(self._pool, strips)
+                matrix.pack(self.pool, strips)
             except MemoryError:
                 raise DeviceError("There is not enough memory for the weights. Close other programs, or use a smaller model.") from None
 
@@ -135,7 +176,7 @@ class NativeOps:
         for i, bias in enumerate(biases):
             assert _holds(bias, matrices[i].rows)
         at = self._at
-        self._pool.linear(matrices, at(x), n, [at(out) for out in outs], accumulate, *self._norm(norm, cols), [at(bias) for bias in biases])
+        self.pool.linear(matrices, at(x), n, [at(out) for out in outs], accumulate, *self._norm(norm, cols), [at(bias) for bias in biases])
 
     def ffn(
         self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, out: Tensor, accumulate: bool = False, norm: Norm | None = None, scales: Tensor | None = None
@@ -146,7 +187,7 @@ class NativeOps:
         assert _holds(x, n * cols)
         assert _holds(out, n * down.rows)
         assert scales is None or _holds(scales, n)
-        self._pool.ffn(gate, up, down, self._at(x), n, self._at(out), accumulate, *self._norm(norm, cols), 0 if scales is None else self._at(scales))
+        self.pool.ffn(gate, up, down, self._at(x), n, self._at(out), accumulate, *self._norm(norm, cols), 0 if scales is None else self._at(scales))
 
     def route(self, router: Matrix, routing: Routing, x: Tensor, ids: Tensor, weights: Tensor) -> None:
         """ids [n, top_k] int32 and weights [n, top_k] of each token's experts, best first; ValueError where `routing` does not fit the router."""
@@ -156,24 +197,30 @@ class NativeOps:
         assert _are_ids(ids, n * r.top_k)
         assert _holds(weights, n * r.top_k)
         assert r.bias is None or _holds(r.bias, router.rows)
-        self._pool.route(
+        self.pool.route(
             router, r.top_k, r.gating == "sigmoid", r.normalize, r.scale, r.groups, r.groups_used, r.group_top, 0 if r.bias is None else self._at(r.bias),
             self._at(x), n, self._at(ids), self._at(weights),
         )  # fmt: skip
 
-    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
-        """out [n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x); ValueError for an expert that is not there."""
+    def experts(
+        self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor, accumulate: bool = True
+    ) -> Callable[[], None]:
+        """out [n, hidden] (+)= sum over j of weights[:, j] * ffn of expert ids[:, j] (x), at once; id -1 stands for none.
+
+        ValueError for an expert that is not there.
+        """
         n, top_k = ids.shape
         assert _holds(x, n * gate.cols)
         assert _are_ids(ids, n * top_k)
         assert _holds(weights, n * top_k)
         assert _holds(out, n * down.rows)
-        self._pool.experts(gate, up, down, self._at(x), n, self._at(ids), self._at(weights), top_k, self._at(out))
+        self.pool.experts(gate, up, down, self._at(x), n, self._at(ids), self._at(weights), top_k, self._at(out), accumulate)
+        return _done
 
     def sigmoid(self, x: Tensor) -> None:
         """1 / (1 + exp(-x)), in place."""
         assert _holds(x, x.numel())
-        self._pool.sigmoid(self._at(x), x.numel())
+        self.pool.sigmoid(self._at(x), x.numel())
 
     def dequantize_rows(self, matrix: Matrix, row_ids: Tensor, out: Tensor) -> None:
         """out [n, cols] = rows row_ids [n] (int64) of the matrix. ValueError for a row that is not there."""
@@ -181,7 +228,7 @@ class NativeOps:
         assert row_ids.dtype is torch.int64
         assert row_ids.is_contiguous()
         assert _holds(out, n * matrix.cols)
-        self._pool.dequantize_rows(matrix, self._at(row_ids), n, self._at(out))
+        self.pool.dequantize_rows(matrix, self._at(row_ids), n, self._at(out))
 
     def rms_norm(self, x: Tensor, norm: Norm, out: Tensor | None = None) -> None:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension (weight's length), to out, or in place."""
@@ -189,7 +236,7 @@ class NativeOps:
         n = x.numel() // dim
         assert _holds(x, n * dim)
         assert out is None or _holds(out, n * dim)
-        self._pool.rms_norm(self._at(x), self._at(norm.weight), self._at(x if out is None else out), n, dim, norm.eps)
+        self.pool.rms_norm(self._at(x), self._at(norm.weight), self._at(x if out is None else out), n, dim, norm.eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, cache: KVPages, span: Span, scale: float, out: Tensor) -> None:
         """Rotate q and k in place, store k and v, and attend causally over all start + n cached tokens.
@@ -202,7 +249,7 @@ class NativeOps:
         assert _holds(k, n * kv_heads * head_dim)
         assert _holds(v, n * kv_heads * head_dim)
         assert _holds(rotation.table, positions * half * 2)
-        self._pool.attend(
+        self.pool.attend(
             self._at(q), self._at(k), self._at(v), n, heads, kv_heads, head_dim,
             self._at(rotation.table), positions, 2 * half, rotation.interleaved,
             self._at(cache.k), self._at(cache.v), _is_half(cache.k, cache.v), page_size, span.pages, span.start,
@@ -233,7 +280,7 @@ class NativeOps:
         assert _holds(norm.weight, k_b.rows)
         assert _holds(rotation.table, positions * half * 2)
         assert _holds(out, n * heads * v_b.rows)
-        self._pool.attend_latent(
+        self.pool.attend_latent(
             self._at(q), self._at(latent), n, self._at(norm.weight), norm.eps,
             self._at(rotation.table), positions, 2 * half, rotation.interleaved,
             self._at(cache.latent), _is_half(cache.latent), page_size, span.pages, span.start,
@@ -250,11 +297,11 @@ class NativeOps:
     def read_sweep(self, x: Tensor) -> float:
         """Seconds in which the pool's threads read all of x together: a contiguous tensor of a multiple of 2^20 bytes."""
         assert x.is_contiguous()
-        return self._pool.read_sweep(x.data_ptr(), x.nbytes)
+        return self.pool.read_sweep(x.data_ptr(), x.nbytes)
 
     def peak_ops(self) -> dict[str, float]:
         """Operations a second that the pool reaches on registers alone, by the kind of numbers: "f32", "int8"."""
-        return self._pool.peak_ops()
+        return self.pool.peak_ops()
 
 
 def open_ops(cpu_infer: int | None = None, numa: Numa = "off", nodes: Sequence[Node] | None = None, precision: Precision = "auto") -> NativeOps:
@@ -344,6 +391,16 @@ def _wanted_isa(module: ModuleType, precision: Precision) -> str:
     if wanted != "auto":
         raise DeviceError(f"MOESPAN_ISA asks for '{wanted}', which has no prefill in {precision} as --prefill_precision asks. Leave one of the two out.")
     raise DeviceError("--prefill_precision bf16 needs a CPU with AMX or AVX512_BF16, and this one has neither. Leave it out: int8 is what runs here.")
+
+
+def packed_bytes(matrix: Matrix) -> Tensor:
+    """The bytes of a packed matrix, uint8 [nbytes]: borrowed, so the matrix must outlive them."""
+    assert matrix.address, "a matrix that lies in parts"
+    return torch.frombuffer((ctypes.c_uint8 * matrix.nbytes).from_address(matrix.address), dtype=torch.uint8)
+
+
+def _done() -> None:
+    """What was asked for is there already."""
 
 
 def _module() -> ModuleType:

@@ -1,15 +1,17 @@
 """What a layer may ask of the machine: a dozen operations on float32 tensors and quantised matrices.
 
-Two makers exist: `NativeOps` (engine/native.py), which runs them on the pinned pool, and `ReferenceOps` (layers/reference.py), the plain
-torch twin that the tests hold it to. A GPU stage is a third. Layers and families are written against this protocol alone.
+Three makers exist: `NativeOps` (engine/native.py), which runs them on the pinned pool; `GpuOps` (engine/gpu/ops.py), which runs them on a GPU but for the
+routed experts; and `ReferenceOps` (layers/reference.py), the plain torch twin that the tests hold both to. Layers and families are written against this
+protocol alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 # A maker's own handle on one weight matrix [rows, cols]; layers only hand it back.
@@ -93,6 +95,11 @@ class Ops(Protocol):
     Between the embedding and the logits a model computes by these operations alone, never by torch itself, so that a maker can record a step.
     """
 
+    @property
+    def device(self) -> torch.device:
+        """Where activations, norms, biases and rotary tables live. Token ids and a Span are always the CPU's."""
+        ...
+
     def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Matrix:
         """Take a weight matrix in GGUF blocks, without a copy where the maker can; `count` of them, one behind the other, for experts and heads."""
         ...
@@ -131,8 +138,11 @@ class Ops(Protocol):
         """Choose each token's experts: ids [n, top_k] int32, best first, and weights [n, top_k] float32, from x [n, hidden] and router [experts, hidden]."""
         ...
 
-    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
-        """out [n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x); gate, up, down hold `count` experts. out is not x."""
+    def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> Callable[[], None]:
+        """Begin out [n, hidden] += sum over j of weights[:, j] * ffn of expert ids[:, j] (x); gate, up, down hold `count` experts. out is not x.
+
+        It has happened once what is returned has been called; what is asked for in between, which may add to `out` too, can run beside it.
+        """
         ...
 
     def sigmoid(self, x: Tensor) -> None:

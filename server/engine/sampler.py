@@ -1,6 +1,15 @@
 """Drawing the next token: logit_bias, penalties, temperature, top_k, top_p, min_p, then one uniform number on the cumulative distribution.
 
-The same seed over the same logits gives the same tokens. A vocabulary of 150,000 is never sorted as a whole unless the nucleus is that wide.
+The definition, by which the GPU draws too (gpu/sampler.py), needs no vocabulary to be sorted:
+
+- a token weighs floor(2^44 exp((logit - best) / temperature)) by its logit after bias and penalties. Weights are whole numbers, so that a sum of
+  them is the same in any order;
+- top_k, top_p and min_p each ask for a least logit or weight, and what is equal to it stays. top_k: the k-th largest logit. top_p: the largest logit
+  such that the tokens from it upwards hold top_p of what top_k left, less 2^-20, for float32 logits cannot tell more. min_p: that share of the best's
+  weight;
+- of the tokens that stay, in the vocabulary's order, the first is drawn whose cumulative weight is above uniform * total.
+
+The same seed over the same logits gives the same tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +18,7 @@ import math
 import secrets
 from collections import Counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,92 +26,124 @@ from server.engine.protocol import Drawn
 from server.errors import EngineFailure
 from server.types import SamplingParams, TokenLogprob
 
+WEIGHT_OF_BEST = 2**44  # 2^18 tokens of that weight fit into an int64
+LARGEST = float(np.finfo(np.float32).max)  # what a penalty near 0 may make of a logit
+TOP_P_SLACK = 2.0**-20
+_LEAST_TEMPERATURE = 1e-30  # float32 has still room beneath it; below, drawing is greedy
 _FIRST_NUCLEUS = 256  # candidates looked at first; widened eightfold until top_p is covered
 
 
-class TokenSampler:
-    """One request's drawing state: its random stream, and the counts of tokens that penalties look at."""
+class SamplerState:
+    """What one request carries from token to token: its random stream, and the counts of tokens that penalties look at."""
 
     def __init__(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> None:
-        self._params = params
+        self.params = params
+        self.generated: Counter[int] = Counter()
+        self.seen = set(prompt_ids) if params.repetition_penalty != 1.0 else set()
         self._random = torch.Generator().manual_seed(params.seed if params.seed is not None else secrets.randbits(63))
-        self._generated: Counter[int] = Counter()
-        self._seen = set(prompt_ids) if params.repetition_penalty != 1.0 else set()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is taken, without chance."""
+        return self.params.temperature < _LEAST_TEMPERATURE
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether bias or penalties can change a logit."""
+        p = self.params
+        return bool(p.logit_bias) or p.repetition_penalty != 1.0 or bool(p.presence_penalty or p.frequency_penalty)
+
+    def uniform(self) -> float:
+        """The stream's next number, in [0, 1); greedy requests take none."""
+        return torch.rand((), generator=self._random, dtype=torch.float64).item() if not self.greedy else 0.0
+
+    def count(self, token_id: int) -> None:
+        """Remember a token that was drawn."""
+        self.generated[token_id] += 1
+        if self.params.repetition_penalty != 1.0:
+            self.seen.add(token_id)
+
+
+class TokenSampler(SamplerState):
+    """The CPU's sampler of one request."""
 
     def draw(self, logits: Tensor) -> Drawn:
         """logits [vocab] float32 (kept as they are) -> the next token. Raises EngineFailure when the logits are not finite."""
         if not math.isfinite(logits.numpy().max()):  # numpy's reductions are several times as fast as torch's, and carry a NaN through as well
-            raise EngineFailure("The model's output is not finite: the weights or the KV cache are damaged. Check the GGUF file's checksum.")
+            raise not_finite()
         token_id = self._choose(self._adjusted(logits))
-        logprob = _logprob(logits, token_id, self._params.top_logprobs) if self._params.top_logprobs is not None else None
-        self._count(token_id)
+        logprob = _logprob(logits, token_id, self.params.top_logprobs) if self.params.top_logprobs is not None else None
+        self.count(token_id)
         return Drawn(token_id, logprob)
-
-    def _count(self, token_id: int) -> None:
-        self._generated[token_id] += 1
-        if self._params.repetition_penalty != 1.0:
-            self._seen.add(token_id)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         """Logits after bias and penalties; a copy when anything changes."""
-        p = self._params
-        if not p.logit_bias and p.repetition_penalty == 1.0 and not ((p.presence_penalty or p.frequency_penalty) and self._generated):
+        p = self.params
+        if not self.adjusts:
             return logits
         logits = logits.clone()
         if p.logit_bias:
             logits[list(p.logit_bias)] += torch.tensor(list(p.logit_bias.values()))
-        if self._seen:
-            ids = list(self._seen)
+        if self.seen:
+            ids = list(self.seen)
             chosen = logits[ids]
-            logits[ids] = torch.where(chosen > 0, chosen / p.repetition_penalty, chosen * p.repetition_penalty)
-        if self._generated and (p.presence_penalty or p.frequency_penalty):
-            counts = torch.tensor(list(self._generated.values()), dtype=torch.float32)
-            logits[list(self._generated)] -= p.presence_penalty + p.frequency_penalty * counts
+            penalised = torch.where(chosen > 0, chosen / p.repetition_penalty, chosen * p.repetition_penalty)
+            logits[ids] = penalised.clamp_(max=LARGEST)
+        if self.generated and (p.presence_penalty or p.frequency_penalty):
+            counts = torch.tensor(list(self.generated.values()), dtype=torch.float32)
+            logits[list(self.generated)] -= p.presence_penalty + p.frequency_penalty * counts
         return logits
 
     def _choose(self, logits: Tensor) -> int:
-        if self._params.temperature == 0.0:
+        if self.greedy:
             return int(logits.numpy().argmax())
-        values, ids = self._candidates(logits / self._params.temperature)
-        cumulative = (values - values.max()).double().exp_().cumsum_(0)
-        target = torch.rand((), generator=self._random, dtype=torch.float64) * cumulative[-1]
-        index = min(int(torch.searchsorted(cumulative, target, right=True)), len(ids) - 1)
-        return int(ids[index])
+        ids, weights = self._candidates(logits)
+        cumulative = weights.cumsum(0)
+        total = int(cumulative[-1])
+        target = min(int(self.uniform() * total), total - 1)
+        index = int(torch.searchsorted(cumulative, target, right=True))
+        return index if ids is None else int(ids[index])
 
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """What top_k, top_p and min_p leave: (logits, ids); sorted from the likeliest wherever one of them is on."""
-        p = self._params
-        if p.top_k <= 0 and p.top_p >= 1.0 and p.min_p <= 0.0:
-            return logits, torch.arange(len(logits))
-        values, ids = self._truncated(logits)
-        keep = _nucleus_size(values, p.top_p) if p.top_k > 0 else len(values)
+    def _candidates(self, logits: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What top_k, top_p and min_p leave, in the vocabulary's order: (ids, or None for all of them; weights)."""
+        p = self.params
+        best = float(logits.numpy().max())
+        kept, ids = logits, None
+        if 0 < p.top_k < len(logits):
+            kept, ids = _at_least(logits, torch.topk(logits, p.top_k).values[-1])
+        weights = self._weights(kept, best)
+        if p.top_p < 1.0:
+            kept, nucleus = _at_least(kept, self._nucleus_cutoff(kept, weights, best))
+            ids, weights = nucleus if ids is None else ids[nucleus], weights[nucleus]
         if p.min_p > 0.0:
-            keep = min(keep, int((values >= values[0] + math.log(p.min_p)).sum()))
-        return values[:keep], ids[:keep]
+            likely = torch.from_numpy(np.flatnonzero(weights.numpy() >= int(p.min_p * WEIGHT_OF_BEST)))
+            ids, weights = likely if ids is None else ids[likely], weights[likely]
+        return ids, weights
 
-    def _truncated(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The top_k, or else as many as hold top_p of the whole distribution (all that min_p could keep when top_p is off)."""
-        p = self._params
-        if p.top_k > 0:
-            return torch.topk(logits, min(p.top_k, len(logits)))
-        total = torch.logsumexp(logits, 0)
+    def _weights(self, logits: Tensor, best: float) -> Tensor:
+        return (logits - best).div_(self.params.temperature).exp_().mul_(WEIGHT_OF_BEST).long()
+
+    def _nucleus_cutoff(self, logits: Tensor, weights: Tensor, best: float) -> Tensor:
+        """The least logit of those that hold top_p of the weights."""
+        needed = max(int((self.params.top_p - TOP_P_SLACK) * int(weights.sum())), 1)
         width = _FIRST_NUCLEUS
         while True:
-            values, ids = torch.topk(logits, min(width, len(logits)))
-            held = (values - total).double().exp_().cumsum_(0)
-            covered = bool(held[-1] >= p.top_p) if p.top_p < 1.0 else bool(values[-1] < values[0] + math.log(p.min_p))
-            if covered or len(values) == len(logits):
-                keep = int(torch.searchsorted(held, torch.tensor(p.top_p, dtype=torch.float64))) + 1 if p.top_p < 1.0 else len(values)
-                return values[:keep], ids[:keep]
+            values = torch.topk(logits, min(width, len(logits))).values
+            held = self._weights(values, best).cumsum(0)
+            if held[-1] >= needed:
+                return values[int(torch.searchsorted(held, needed))]
             width *= 8
 
 
-def _nucleus_size(values: Tensor, top_p: float) -> int:
-    """How many of the sorted logits hold top_p of their own probability; at least one."""
-    if top_p >= 1.0:
-        return len(values)
-    held = values.double().softmax(0).cumsum(0)
-    return min(int(torch.searchsorted(held, torch.tensor(top_p, dtype=torch.float64))) + 1, len(values))
+def not_finite() -> EngineFailure:
+    """What is raised, and not a token drawn, from damaged logits."""
+    return EngineFailure("The model's output is not finite: the weights or the KV cache are damaged. Check the GGUF file's checksum.")
+
+
+def _at_least(logits: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor]:
+    """Those logits that are not below the cutoff, and where they stand, in order."""
+    at = torch.from_numpy(np.flatnonzero(logits.numpy() >= cutoff.item()))
+    return logits[at], at
 
 
 def _logprob(logits: Tensor, token_id: int, top: int) -> TokenLogprob:

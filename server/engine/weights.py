@@ -93,9 +93,9 @@ class Weights:
         return info.type_id, np.frombuffer(self._file.data(name), np.uint8).reshape(rows, -1)
 
     def vector(self, name: str, length: int) -> Tensor:
-        """The vector `name` as float32 [length]."""
+        """The vector `name` as float32 [length], where the Ops maker's activations are."""
         info = self._take(name, (length,))
-        return torch.from_numpy(np.array(dequantize(self._file.data(name), int(info.type_id), (length,)), dtype=np.float32))
+        return torch.from_numpy(np.array(dequantize(self._file.data(name), int(info.type_id), (length,)), dtype=np.float32)).to(self._ops.device)
 
     def leave(self, prefix: str) -> int:
         """Count the tensors whose names begin so as used: they are known, and nothing is lost without them. Returns how many there are."""

@@ -85,10 +85,10 @@ class ForcedOps:
         layer = next(i for i, known in enumerate(self._routers) if known is router)
         rows = slice(self._span.start, self._span.start + self._span.n)
         self._ops.route(router, routing, x, ids, weights)
-        self.ids[layer][rows] = ids.to(torch.int64)
-        logits = torch.empty(x.shape[0], self.router_logits[layer].shape[1])
+        self.ids[layer][rows] = ids.cpu().to(torch.int64)
+        logits = x.new_empty(x.shape[0], self.router_logits[layer].shape[1])
         self._ops.linear((router,), x, (logits,))
-        self.router_logits[layer][rows] = logits
+        self.router_logits[layer][rows] = logits.cpu()
         ids.copy_(self._answer.ids[layer][rows])
         weights.copy_(_weights(routing, logits, ids))
 
@@ -107,22 +107,24 @@ def _weights(routing: Routing, logits: Tensor, ids: Tensor) -> Tensor:
 
 
 class Runner:
-    """A model over an open file, with a cache of three pages, on ops of the test's choice."""
+    """A model over an open file, with a cache of three pages, on ops of the test's choice; its matrices are as in the file unless `laid_out`."""
 
-    def __init__(self, path: Path, ops: Any, cache_type: str = "f32", tokens: int = 3 * PAGE_SIZE) -> None:
+    def __init__(self, path: Path, ops: Any, cache_type: str = "f32", tokens: int = 3 * PAGE_SIZE, laid_out: bool = False) -> None:
         file = GGUFFile.open(path)
         hparams = HParams.from_metadata(file.metadata)
         weights = Weights(file, ops)
         vocab = file.tensors["token_embd.weight"].shape[0]
         self.model: Transformer = family(hparams.architecture)(weights, hparams, vocab, ops)
         weights.check_all_used()
-        self.cache = KVCache.allocate(hparams, tokens, cache_type)  # type: ignore[arg-type]
+        self.cache = KVCache.allocate(hparams, tokens, cache_type, ops.device)  # type: ignore[arg-type]
+        if laid_out:
+            weights.lay_out(lambda *_: None)
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], start: int, pages: tuple[int, ...] = PAGES) -> Tensor:
         """Logits after each of the tokens."""
         hidden = self.model.forward(torch.tensor(tokens), self.cache.layers, Span(start, len(tokens), pages))
-        return self.model.logits(hidden)
+        return self.model.logits(hidden).cpu()
 
     def run(self, chunk: int = 512, tokens: Sequence[int] = TOKENS) -> Tensor:
         """Logits after each token, fed `chunk` at a time."""

@@ -44,6 +44,7 @@ def test_frequencies_are_the_softmax(temperature: float) -> None:
         (SamplingParams(top_k=2, seed=1), {0, 1}),
         (SamplingParams(top_p=0.5, seed=1), {0}),  # 0.5 is reached by the first token alone
         (SamplingParams(top_p=0.51, seed=1), {0, 1}),
+        (SamplingParams(top_p=0.9, seed=1), {0, 1, 2}),  # what three have, but for rounding
         (SamplingParams(top_p=0.90001, seed=1), {0, 1, 2, 3}),
         (SamplingParams(min_p=0.29, seed=1), {0, 1, 2}),  # 0.29 * 0.5 = 0.145
         (SamplingParams(top_k=3, top_p=0.8, seed=1), {0, 1}),  # top_p is of what top_k left: 0.75 / 0.9
@@ -58,7 +59,8 @@ def test_truncation_keeps_exactly_these(params: SamplingParams, expected: set[in
 @pytest.mark.parametrize(("top_p", "min_p"), [(0.5, 0.0), (0.9, 0.0), (0.999, 0.0), (1.0, 0.001), (0.95, 0.01)])
 def test_wide_vocabulary_needs_no_full_sort_but_equals_it(top_p: float, min_p: float) -> None:
     sampler = TokenSampler(SamplingParams(top_p=top_p, min_p=min_p, seed=1), ())
-    _, ids = sampler._candidates(WIDE)
+    ids, _ = sampler._candidates(WIDE)
+    assert ids is not None
     p, order = WIDE.double().softmax(0).sort(descending=True)
     keep = int((p.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(p)
     if min_p:

@@ -260,3 +260,26 @@ def test_a_matrix_counts_its_bytes() -> None:
     with pytest.raises(ValueError, match="count is 0"):
         _native.Matrix(2, 4, 32, np.zeros(72, np.uint8), 0)
     assert _native.Matrix(2, 4, 32, np.zeros(216, np.uint8), 3).count == 3
+
+
+def test_a_slot_without_an_expert_counts_for_nothing(pool: _native.Pool) -> None:
+    experts = Experts.random((Type.Q4_K, Type.Q4_K, Type.Q6_K), 5, 256, 256, seed=1)
+    x, ids, weights = draw(12, 256, 5, 3, seed=3)
+    left = np.random.default_rng(4).random(ids.shape) < 0.5
+    left[0] = True  # a token without any
+    none = run(pool, experts, x, np.where(left, -1, ids).astype(np.int32), weights)
+    zero = run(pool, experts, x, ids, np.where(left, 0, weights).astype(np.float32))
+    np.testing.assert_allclose(none, zero, rtol=1e-4, atol=1e-4 * np.abs(zero).max())
+    assert not none[0].any()
+    assert (run(pool, experts, x, np.full_like(ids, -1), weights, start=2.0) == 2.0).all()
+
+
+def test_the_sum_takes_the_place_of_what_is_there(pool: _native.Pool) -> None:
+    experts = Experts.random((Type.Q4_K, Type.Q4_K, Type.Q6_K), 5, 256, 256, seed=1)
+    for n in (1, 9):
+        x, ids, weights = draw(n, 256, 5, 3, seed=n)
+        out = np.full((n, 256), np.nan, np.float32)
+        pool.experts(*experts.matrices(), address(x), n, address(ids), address(weights), 3, address(out), accumulate=False)
+        assert (out == run(pool, experts, x, ids, weights)).all()
+        pool.experts(*experts.matrices(), address(x), n, address(np.full_like(ids, -1)), address(weights), 3, address(out), accumulate=False)
+        assert not out.any()

@@ -22,7 +22,7 @@ class Linear:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """x [n, cols] -> one [n, rows_i] for each matrix, float32."""
         n = x.shape[0]
-        outs = [torch.empty(n, rows) for rows in self._rows]
+        outs = [x.new_empty(n, rows) for rows in self._rows]
         self._ops.linear(self._matrices, x, outs, norm=self._norm, biases=self._biases)
         return outs
 
@@ -38,7 +38,7 @@ class Embedding:
         self._ops, self._matrix, self._hidden = ops, matrix, hidden
 
     def __call__(self, token_ids: Tensor) -> Tensor:
-        """token_ids [n] int64 -> [n, hidden] float32."""
-        out = torch.empty(token_ids.shape[0], self._hidden)
+        """token_ids [n] int64, the CPU's -> [n, hidden] float32, the maker's."""
+        out = torch.empty(token_ids.shape[0], self._hidden, device=self._ops.device)
         self._ops.dequantize_rows(self._matrix, token_ids, out)
         return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from server.engine.layers.linear import Linear
@@ -32,7 +31,7 @@ class MultiHeadLatentAttention:
         q, latent = self.down(x)
         if self.q_up is not None:
             (q,) = self.q_up(q)
-        mixed = torch.empty(span.n, self.heads, self.v_dim)
+        mixed = x.new_empty(span.n, self.heads, self.v_dim)
         self.ops.attend_latent(
             q.view(span.n, self.heads, -1), latent, self.kv_norm, self.rotation, cache, span, self.k_b, self.v_b, self.scale, mixed
         )  # fmt: skip

@@ -38,21 +38,22 @@ class RoutedExperts:
         y = torch.empty_like(x)
         self.ops.rms_norm(x, self.norm, y)
         ids, weights = self._route(y)
-        self.ops.experts(self.gate, self.up, self.down, y, ids, weights, x)
+        finish = self.ops.experts(self.gate, self.up, self.down, y, ids, weights, x)
         if self.shared is not None:
             self._add_shared(self.shared, x, y)
+        finish()
 
     def _route(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """y [n, hidden] -> ids [n, top_k] int32, and their weights."""
         shape = y.shape[0], self.routing.top_k
-        ids, weights = torch.empty(shape, dtype=torch.int32), torch.empty(shape)
+        ids, weights = y.new_empty(shape, dtype=torch.int32), y.new_empty(shape)
         self.ops.route(self.router, self.routing, y, ids, weights)
         return ids, weights
 
     def _add_shared(self, shared: SharedExperts, x: Tensor, y: Tensor) -> None:
         scales = None
         if shared.weigh is not None:
-            weights = torch.empty(y.shape[0], 1)
+            weights = y.new_empty(y.shape[0], 1)
             self.ops.linear((shared.weigh,), y, (weights,))
             self.ops.sigmoid(weights)
             scales = weights.view(-1)

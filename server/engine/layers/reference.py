@@ -5,7 +5,7 @@ Matrices are dequantised by the `gguf` package and held in full, so this is for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
 import torch
@@ -21,6 +21,10 @@ class ReferenceOps:
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def matrix(self, type_id: int, rows: int, cols: int, data: memoryview, count: int = 1) -> Tensor:
         """[rows, cols], or [count, rows, cols] where there are several."""
@@ -58,7 +62,7 @@ class ReferenceOps:
         ids.copy_(chosen)
         weights.copy_(chosen_scores * routing.scale)
 
-    def experts(self, gate: Tensor, up: Tensor, down: Tensor, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
+    def experts(self, gate: Tensor, up: Tensor, down: Tensor, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> Callable[[], None]:
         gate, up, down = (m.view(-1, *m.shape[-2:]) for m in (gate, up, down))
         wide = x.to(self.dtype)
         total = torch.zeros(out.shape, dtype=self.dtype)
@@ -66,6 +70,7 @@ class ReferenceOps:
             token, j = torch.where(ids == expert)
             total.index_add_(0, token, _swiglu(gate[expert], up[expert], down[expert], wide[token]) * weights[token, j].to(self.dtype)[:, None])
         out.add_(total)
+        return lambda: None
 
     def sigmoid(self, x: Tensor) -> None:
         x.sigmoid_()

@@ -22,7 +22,7 @@ def rotation(
     """
     frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim) / scale
     if factors is not None:
-        frequencies = frequencies / factors.double()
+        frequencies = frequencies / factors.double().cpu()
     if yarn is not None:
         frequencies = _slowed(frequencies, base, yarn)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies

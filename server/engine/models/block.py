@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -44,10 +44,11 @@ class Block:
         return self.weights.vector(self.name(f"{name}.bias"), length)
 
 
-def rotary(hparams: HParams, *, interleaved: bool, factors: Tensor | None = None) -> Rotation:
+def rotary(hparams: HParams, ops: Ops, *, interleaved: bool, factors: Tensor | None = None) -> Rotation:
     """The model's rotary angles, which all layers share."""
     h = hparams
-    return rotation(h.rope_dim, h.rope_base, h.context, interleaved=interleaved, scale=h.rope_scale, factors=factors, yarn=h.yarn)
+    angles = rotation(h.rope_dim, h.rope_base, h.context, interleaved=interleaved, scale=h.rope_scale, factors=factors, yarn=h.yarn)
+    return replace(angles, table=angles.table.to(ops.device))
 
 
 def grouped_query_attention(block: Block, rope: Rotation, *, head_norms: bool = False, biases: bool = False) -> GroupedQueryAttention:

@@ -22,7 +22,7 @@ from server.engine.weights import Weights
 
 def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Transformer:
     """A DeepSeek model over the file's tensors, of either layout of the latent's expansion (`_expansion`)."""
-    rope = rotary(hparams, interleaved=True)
+    rope = rotary(hparams, ops, interleaved=True)
 
     def layer(block: Block) -> DecoderLayer:
         assert hparams.latent is not None

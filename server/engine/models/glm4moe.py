@@ -14,7 +14,7 @@ from server.engine.weights import Weights
 
 def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Transformer:
     """A GLM-4.5 model over the file's tensors."""
-    rope = rotary(hparams, interleaved=False)
+    rope = rotary(hparams, ops, interleaved=False)
 
     def layer(block: Block) -> DecoderLayer:
         head_norms, biases = block.has("attn_q_norm.weight"), block.has("attn_q.bias")

@@ -16,5 +16,5 @@ from server.engine.weights import Weights
 def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Transformer:
     """A Llama or Mixtral model over the file's tensors; `rope_freqs.weight`, where there is one, holds Llama 3.1's frequency factors."""
     factors = weights.vector("rope_freqs.weight", hparams.rope_dim // 2) if weights.has("rope_freqs.weight") else None
-    rope = rotary(hparams, interleaved=True, factors=factors)
+    rope = rotary(hparams, ops, interleaved=True, factors=factors)
     return assemble(weights, hparams, vocab_size, ops, lambda block: DecoderLayer(grouped_query_attention(block, rope), feed_forward(block)))

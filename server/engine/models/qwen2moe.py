@@ -13,5 +13,5 @@ from server.engine.weights import Weights
 
 def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Transformer:
     """A Qwen2-MoE model over the file's tensors; `ffn_gate_inp_shexp` weighs the shared expert."""
-    rope = rotary(hparams, interleaved=False)
+    rope = rotary(hparams, ops, interleaved=False)
     return assemble(weights, hparams, vocab_size, ops, lambda block: DecoderLayer(grouped_query_attention(block, rope, biases=True), feed_forward(block)))

@@ -11,5 +11,5 @@ from server.engine.weights import Weights
 
 def build(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops) -> Transformer:
     """A Qwen3-MoE model over the file's tensors."""
-    rope = rotary(hparams, interleaved=False)
+    rope = rotary(hparams, ops, interleaved=False)
     return assemble(weights, hparams, vocab_size, ops, lambda block: DecoderLayer(grouped_query_attention(block, rope, head_norms=True), feed_forward(block)))

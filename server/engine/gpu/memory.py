@@ -1,0 +1,85 @@
+"""What a model takes of the GPU's memory, told before anything is loaded: weights, KV cache, and the scratch of the largest chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.engine.gguf.header import TensorInfo
+from server.engine.gguf.names import OUTPUT, TOKEN_EMBD
+from server.engine.kernels import attention_plan
+from server.engine.models.config import HParams
+from server.errors import DeviceError
+
+OPENED_BYTES = 64 << 20  # of bfloat16 weights that are opened at a time
+RING_BYTES = 1 << 30  # of experts on their way to the GPU, and opened there
+KERNELS_BYTES = 256 << 20  # what compiled kernels, cuBLAS and the allocator's roundings take beside
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of the GPU's memory by what they are for."""
+
+    weights: int
+    cache: int
+    scratch: int
+    ring: int  # of experts on their way, where prefill streams them
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.scratch + self.ring
+
+    def check(self, free: int) -> None:
+        """Raises DeviceError with the numbers where there is less than that."""
+        if self.total > free:
+            raise DeviceError(
+                f"The model needs {self} of the GPU's memory, but {_gb(free)} are free. "
+                "Lower --cache_lens or --prefill_chunk, close what else uses the GPU, or use --device cpu."
+            )
+
+    def __str__(self) -> str:
+        return f"{_gb(self.total)} ({_gb(self.weights)} of weights, {_gb(self.cache)} of KV cache, {_gb(self.scratch + self.ring)} to work in)"
+
+
+def dense_bytes(tensors: Mapping[str, TensorInfo], hparams: HParams) -> int:
+    """Bytes of the tensors that go to the GPU: all but routed experts, the embedding (unless it is the head as well), and blocks that are not used."""
+    tied = OUTPUT not in tensors
+    return sum(_device_bytes(info, hparams) for name, info in tensors.items() if _is_dense(name, tied, hparams.layers))
+
+
+def _is_dense(name: str, tied: bool, layers: int) -> bool:
+    if name == TOKEN_EMBD:
+        return tied
+    parts = name.split(".")
+    beyond = parts[0] == "blk" and int(parts[1]) >= layers
+    return not beyond and "_exps." not in name
+
+
+def _device_bytes(info: TensorInfo, hparams: HParams) -> int:
+    """As in the file, but for the joined expansion of old latent files, whose key half becomes F16 (models/deepseek2.py)."""
+    if not info.name.endswith("attn_kv_b.weight") or hparams.latent is None:
+        return info.nbytes
+    nope, v_dim = hparams.latent.nope_dim, hparams.latent.v_dim
+    values = info.shape[0] * info.shape[1]
+    return info.nbytes * v_dim // (nope + v_dim) + 2 * values * nope // (nope + v_dim)
+
+
+def scratch_bytes(hparams: HParams, vocab_size: int, chunk: int) -> int:
+    """The most that is alive at a time in a chunk of so many tokens: its hidden states and what the widest block makes of them."""
+    h = hparams
+    feed_forward = chunk * (4 + 4 + 2) * max(h.ffn, h.moe.shared_ffn if h.moe else 0)
+    return 4 * chunk * 4 * h.hidden + max(_attention_bytes(h, chunk), feed_forward) + 2 * 4 * vocab_size + OPENED_BYTES + KERNELS_BYTES
+
+
+def _attention_bytes(h: HParams, chunk: int) -> int:
+    """Queries, keys and values, what they mix, and what the kernels take beside."""
+    if h.latent is None:
+        return 4 * chunk * (2 * h.heads + 2 * h.kv_heads) * h.head_dim + attention_plan.scratch_bytes(h.heads, h.head_dim, chunk, 2)
+    latent = h.latent
+    shape = attention_plan.LatentShape(h.heads, latent.kv_lora, latent.rope_dim, latent.nope_dim, latent.v_dim)
+    activations = 4 * chunk * (h.heads * (h.head_dim + latent.v_dim) + latent.kv_lora + latent.rope_dim + (latent.q_lora or 0))
+    return activations + attention_plan.latent_scratch_bytes(shape, chunk, h.context, 2)
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"
