@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,9 @@ def open_engine(path: Path, cache_type: str = "f32", chunk: int = 64) -> GpuEngi
     cache = KVCache.allocate(hparams, CACHE, cache_type, DEVICE)  # type: ignore[arg-type]
     weights.lay_out(lambda *_: None)
     engine = GpuEngine(model, cache, ops, chunk)
+    cpus = os.sched_getaffinity(0)
     engine.start()
+    os.sched_setaffinity(0, cpus)  # this thread is that of other tests too, which want the CPUs that there are
     return engine
 
 
