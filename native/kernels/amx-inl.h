@@ -13,10 +13,11 @@
 namespace moespan {
 namespace {
 
-constexpr size_t kOpenStrips = 2, kDepth = 512;      // strips and columns that are opened at once: 32 KB of L1
-constexpr size_t kFewTokens = 32, kFewDepth = 256;  // for so few tokens opening outweighs the products: 16 KB, which stay there
-constexpr size_t kTokenBlock = 512;                  // tokens whose sums stay in L2
-constexpr size_t kTilesFrom = 8;                     // tokens from which tiles are the faster (measured on a Xeon with AMX)
+constexpr size_t kTallTiles = 6;      // tiles of tokens whose sums stay in the registers: 96 tokens
+constexpr size_t kRing = 16;          // tiles of one strip that are opened ahead of their products for them: 16 KB of L1
+constexpr size_t kPairDepth = 16;     // of two strips, sub-blocks that more tokens meet at once: 32 KB
+constexpr size_t kTokenBlock = 512;   // tokens whose sums stay in L2
+constexpr size_t kTilesFrom = 8;      // tokens from which tiles are the faster (measured on a Xeon with AMX)
 
 // Columns of one row to its line of as many tiles of A.
 template <class Ops>
@@ -24,13 +25,13 @@ void put_bf16(const float* x, size_t cols, uint16_t* to) {
     for (size_t k = 0; k < cols; k += kTileColumns, to += kTileHalves) Ops::round_bf16(x + k, to);
 }
 
-// The scratch of a call: some strips opened, the powers of all, and the sums [strip][tokens, up to a whole tile][16] of a block of tokens.
+// The scratch of a call: what is opened, the powers of all strips, and the sums [strip][tokens, up to a whole tile][16] of a block of tokens.
 struct TileScratch {
     uint16_t* opened;
     RowPowers* powers;
     float* sums;
 
-    static constexpr size_t kOpenedBytes = kOpenStrips * kTile * kDepth * sizeof(uint16_t);
+    static constexpr size_t kOpenedTiles = 2 * kPairDepth > kRing ? 2 * kPairDepth : kRing, kOpenedBytes = kOpenedTiles * kTileHalves * sizeof(uint16_t);
     static size_t padded(size_t n) { return ((n < kTokenBlock ? n : kTokenBlock) + kTile - 1) / kTile * kTile; }
 
     TileScratch(uint8_t* memory, size_t strips)
@@ -40,130 +41,132 @@ struct TileScratch {
     }
 };
 
-// Where the sums of some columns begin and end: in the registers, which hold those of the columns before, or in memory.
-struct SumsAt {
-    bool zero, load, store;
+// A block of tokens: `x` the first of their tiles, those of the next 16 x_apart behind them; and how far apart the sums of two strips are.
+struct TokenBlock {
+    const uint16_t* x;
+    size_t x_apart, tokens;
+
+    TokenBlock(const Tokens& all, size_t t, size_t count) : x(all.bf16 + t * all.cols), x_apart(kTile * all.cols), tokens(count) {}
+    size_t tiles() const { return (tokens + kTile - 1) / kTile; }
+    size_t sums_apart() const { return tiles() * kTile * kTile; }
 };
 
-// sums [A][16 tokens][16], and B of them `sums_apart` from each other, += A x B tiles over `depth` tiles of columns.
-// x: the tiles of 16 tokens, and x_apart behind them those of the next 16.
-template <class Ops, int A, int B>
-inline void multiply_tiles(typename Ops::TileRegisters& tiles, const uint16_t* x, size_t x_apart, const uint16_t* w, size_t depth, SumsAt at, float* sums,
-                           size_t sums_apart) {
-    constexpr size_t kBytes = kTileColumns * sizeof(uint16_t), kSums = kTile * kTile;
-    if (at.zero) {
-        tiles.template zero<0>();
-        if constexpr (B > 1) tiles.template zero<1>();
-        if constexpr (A > 1) tiles.template zero<2>();
-        if constexpr (A > 1 && B > 1) tiles.template zero<3>();
-    } else if (at.load) {
-        tiles.template load<0>(sums, kBytes);
-        if constexpr (B > 1) tiles.template load<1>(sums + sums_apart, kBytes);
-        if constexpr (A > 1) tiles.template load<2>(sums + kSums, kBytes);
-        if constexpr (A > 1 && B > 1) tiles.template load<3>(sums + sums_apart + kSums, kBytes);
+// fn.operator()<0>() .. <n - 1>().
+template <int n, class Fn>
+inline void for_each_index(const Fn& fn) {
+    if constexpr (n > 1) for_each_index<n - 1>(fn);
+    fn.template operator()<n - 1>();
+}
+
+// --- up to 96 tokens: one strip after the other, the sums in the registers from the first to the last column ---
+
+// A tiles of tokens times all strips. After the products with a tile of weights, the one that is kRing further is opened in its place, so that vectors and
+// tiles work at the same time.
+template <class Ops, class Tiles, int A, class Strips>
+void sum_tall(typename Ops::TileRegisters& tiles, const TileScratch& scratch, const Strips& strips, const TokenBlock& block) {
+    constexpr int kWeights = 6;
+    Opener<Ops, Tiles, 1, Strips> opener(strips, scratch.powers, strips.subs());
+    for (size_t n = 0; n < kRing; ++n) opener.open(scratch.opened + n * kTileHalves);
+    size_t slot = 0;
+    for (size_t i = 0; i < strips.count; ++i) {
+        for_each_index<A>([&]<int a>() { tiles.template zero<a>(); });
+        for (size_t sub = 0; sub < strips.subs(); ++sub) {
+            uint16_t* weights = scratch.opened + slot * kTileHalves;
+            tiles.template load<kWeights>(weights);
+            for_each_index<A>([&]<int a>() {
+                constexpr int kX = A < 6 && a % 2 == 0 ? 5 : 7;  // in turns, where there is a register to spare
+                tiles.template load<kX>(block.x + a * block.x_apart + sub * kTileHalves);
+                tiles.template multiply<a, kX, kWeights>();
+            });
+            opener.open(weights);
+            slot = (slot + 1) % kRing;
+        }
+        for_each_index<A>([&]<int a>() { tiles.template store<a>(scratch.sums + i * block.sums_apart() + a * kTile * kTile); });
     }
-    for (size_t k = 0; k < depth; ++k, x += kTileHalves, w += 2 * kTileHalves) {
-        tiles.template load<4>(x, kBytes);
-        tiles.template load<6>(w, kBytes);
+}
+
+// --- more tokens: two strips at a time, the sums in memory between one run of columns and the next ---
+
+// Sums [A tiles of tokens][B strips] += A x B tiles over `depth` sub-blocks, from 0 where first. Of the next strips, `openable` sub-blocks are opened in the
+// place of those that have been read.
+template <class Ops, int A, int B, class PairOpener>
+void multiply_tiles(typename Ops::TileRegisters& tiles, const TokenBlock& block, const uint16_t* x, uint16_t* weights, size_t depth, bool first, float* sums,
+                    PairOpener& opener, size_t openable) {
+    const auto each_sum = [&](const auto& fn) {
+        for_each_index<A * B>([&]<int n>() {
+            constexpr int a = n / B, b = n % B;
+            fn.template operator()<2 * a + b>(sums + b * block.sums_apart() + a * kTile * kTile);
+        });
+    };
+    each_sum([&]<int t>(const float* from) { first ? tiles.template zero<t>() : tiles.template load_sums<t>(from); });
+    for (size_t k = 0; k < depth; ++k, x += kTileHalves, weights += 2 * kTileHalves) {
+        tiles.template load<4>(x);
+        tiles.template load<6>(weights);
         tiles.template multiply<0, 4, 6>();
         if constexpr (A > 1) {
-            tiles.template load<5>(x + x_apart, kBytes);
+            tiles.template load<5>(x + block.x_apart);
             tiles.template multiply<2, 5, 6>();
         }
         if constexpr (B > 1) {
-            tiles.template load<7>(w + kTileHalves, kBytes);
+            tiles.template load<7>(weights + kTileHalves);
             tiles.template multiply<1, 4, 7>();
             if constexpr (A > 1) tiles.template multiply<3, 5, 7>();
         }
+        if (k < openable) opener.open(weights);
     }
-    if (!at.store) return;
-    tiles.template store<0>(sums);
-    if constexpr (B > 1) tiles.template store<1>(sums + sums_apart);
-    if constexpr (A > 1) tiles.template store<2>(sums + kSums);
-    if constexpr (A > 1 && B > 1) tiles.template store<3>(sums + sums_apart + kSums);
+    each_sum([&]<int t>(float* to) { tiles.template store<t>(to); });
 }
 
-// A block of tokens times B opened strips.
-template <class Ops, int B>
-inline void multiply_strips(typename Ops::TileRegisters& tiles, const uint16_t* opened, const uint16_t* x, size_t x_apart, size_t depth, size_t tokens,
-                            SumsAt at, float* sums) {
-    const size_t sums_apart = TileScratch::padded(tokens) * kTile;
-    size_t t = 0;
-    for (; t + kTile < tokens; t += 2 * kTile) {
-        multiply_tiles<Ops, 2, B>(tiles, x + t / kTile * x_apart, x_apart, opened, depth, at, sums + t * kTile, sums_apart);
+// A block of tokens times B opened strips; as above, while the last of the tokens pass.
+template <class Ops, int B, class PairOpener>
+void multiply_strips(typename Ops::TileRegisters& tiles, const TokenBlock& block, size_t sub, uint16_t* weights, size_t depth, float* sums, PairOpener& opener,
+                     size_t openable) {
+    for (size_t a = 0; a < block.tiles(); a += 2) {
+        const bool two = a + 1 < block.tiles(), last = a + 2 >= block.tiles();
+        const auto multiply = two ? multiply_tiles<Ops, 2, B, PairOpener> : multiply_tiles<Ops, 1, B, PairOpener>;
+        const uint16_t* x = block.x + a * block.x_apart + sub * kTileHalves;
+        multiply(tiles, block, x, weights, depth, sub == 0, sums + a * kTile * kTile, opener, last ? openable : 0);
     }
-    if (t < tokens) multiply_tiles<Ops, 1, B>(tiles, x + t / kTile * x_apart, x_apart, opened, depth, at, sums + t * kTile, sums_apart);
 }
 
-// The strips of a call, at(i) the i-th, and the columns that each has.
-template <class Tiles, class At>
-struct TileStrips {
-    const At& at;
-    size_t count, cols;
-
-    const uint8_t* codes(size_t i, size_t sub) const { return at(i) + sub * Tiles::kBits * kLine; }
-    const uint8_t* scales(size_t i, size_t sub) const { return at(i) + Strip<Tiles>::code_bytes(cols) + sub * Tiles::kSubScaleBytes; }
-};
-
-// Strips i .. i + open - 1, their `depth` sub-blocks from `sub` on, opened and met by the tokens t .. t + tokens - 1. What is opened next is at strip
-// `next` from `next_sub` on, and fetched meanwhile.
+// Sums go back to memory after every 512 columns, so that all strips meet these columns of the tokens while they are in L2.
 template <class Ops, class Tiles, class Strips>
-inline void multiply_opened(typename Ops::TileRegisters& tiles, const TileScratch& scratch, const Strips& strips, size_t i, size_t sub, size_t depth, size_t next,
-                            size_t next_sub, const Tokens& x, size_t t, size_t tokens, SumsAt at) {
-    const size_t open = strips.count - i < kOpenStrips ? strips.count - i : kOpenStrips;
-    for (size_t b = 0; b < open; ++b) {
-        const ptrdiff_t ahead = next + b < strips.count ? (ptrdiff_t)((uintptr_t)strips.codes(next + b, next_sub) - (uintptr_t)strips.codes(i + b, sub)) : 0;
-        open_strip<Ops, Tiles>(strips.codes(i + b, sub), strips.scales(i + b, sub), (int)depth, scratch.powers[i + b], ahead,
-                               scratch.opened + b * kTileHalves, 2 * kTileHalves);
-    }
-    const auto multiply = open == 2 ? multiply_strips<Ops, 2> : multiply_strips<Ops, 1>;
-    multiply(tiles, scratch.opened, x.bf16 + t * x.cols + sub * kTileHalves, kTile * x.cols, depth, tokens, at,
-             scratch.sums + i * TileScratch::padded(tokens) * kTile);
-}
-
-// The sums of up to 32 tokens stay in the registers, from the first to the last column of two strips.
-template <class Ops, class Tiles, class Strips>
-void sum_few_tokens(typename Ops::TileRegisters& tiles, const TileScratch& scratch, const Strips& strips, const Tokens& x, size_t t, size_t tokens) {
-    constexpr size_t kStep = kFewDepth / kSubBlock;
-    const size_t subs = x.cols / kSubBlock;
-    for (size_t i = 0; i < strips.count; i += kOpenStrips) {
-        for (size_t sub = 0; sub < subs; sub += kStep) {
-            const bool last = sub + kStep >= subs;
-            multiply_opened<Ops, Tiles>(tiles, scratch, strips, i, sub, last ? subs - sub : kStep, last ? i + kOpenStrips : i, last ? 0 : sub + kStep, x, t,
-                                        tokens, {sub == 0, false, last});
+void sum_pairs(typename Ops::TileRegisters& tiles, const TileScratch& scratch, const Strips& strips, const TokenBlock& block) {
+    using PairOpener = Opener<Ops, Tiles, 2, Strips>;
+    const size_t subs = strips.subs();
+    const auto depth_at = [&](size_t sub) { return subs - sub < kPairDepth ? subs - sub : kPairDepth; };
+    PairOpener opener(strips, scratch.powers, kPairDepth);
+    for (size_t k = 0; k < depth_at(0); ++k) opener.open(scratch.opened + k * 2 * kTileHalves);
+    for (size_t sub = 0; sub < subs; sub += kPairDepth) {
+        const size_t depth = depth_at(sub);
+        for (size_t i = 0; i < strips.count; i += 2) {
+            const auto multiply = i + 1 < strips.count ? multiply_strips<Ops, 2, PairOpener> : multiply_strips<Ops, 1, PairOpener>;
+            const size_t openable = i + 2 < strips.count ? depth : depth_at(sub + depth);
+            multiply(tiles, block, sub, scratch.opened, depth, scratch.sums + i * block.sums_apart(), opener, openable);
         }
     }
 }
 
-// The sums of more tokens go back to memory after every 512 columns, so that all strips meet these columns of the tokens while they are in L2.
+// The product with so many tiles of tokens.
 template <class Ops, class Tiles, class Strips>
-void sum_many_tokens(typename Ops::TileRegisters& tiles, const TileScratch& scratch, const Strips& strips, const Tokens& x, size_t t, size_t tokens) {
-    constexpr size_t kStep = kDepth / kSubBlock;
-    const size_t subs = x.cols / kSubBlock;
-    for (size_t sub = 0; sub < subs; sub += kStep) {
-        const size_t depth = subs - sub < kStep ? subs - sub : kStep;
-        for (size_t i = 0; i < strips.count; i += kOpenStrips) {
-            const bool last = i + kOpenStrips >= strips.count;
-            multiply_opened<Ops, Tiles>(tiles, scratch, strips, i, sub, depth, last ? 0 : i + kOpenStrips, last ? sub + depth : sub, x, t, tokens,
-                                        {sub == 0, true, true});
-        }
-    }
+auto sum_of(size_t token_tiles) {
+    using Sum = void (*)(typename Ops::TileRegisters&, const TileScratch&, const Strips&, const TokenBlock&);
+    static constexpr Sum kTall[kTallTiles] = {sum_tall<Ops, Tiles, 1, Strips>, sum_tall<Ops, Tiles, 2, Strips>, sum_tall<Ops, Tiles, 3, Strips>,
+                                              sum_tall<Ops, Tiles, 4, Strips>, sum_tall<Ops, Tiles, 5, Strips>, sum_tall<Ops, Tiles, 6, Strips>};
+    return token_tiles <= kTallTiles ? kTall[token_tiles - 1] : sum_pairs<Ops, Tiles, Strips>;
 }
 
 // Calls put(t, tokens) for each block of tokens, when its sums are there.
 template <class Ops, class Tiles, class At, class Put>
 inline void for_blocks(const At& at, size_t count, const Tokens& x, const TileScratch& scratch, const Put& put) {
-    const TileStrips<Tiles, At> strips{at, count, x.cols};
+    using Strips = TileStrips<Tiles, At>;
+    const Strips strips{at, count, x.cols};
     for (size_t i = 0; i < count; ++i) find_powers<Ops, Tiles>(strips.scales(i, 0), x.cols / kSubBlock, scratch.powers[i]);
     typename Ops::TileRegisters tiles;
     for (size_t t = 0; t < x.n; t += kTokenBlock) {
-        const size_t tokens = x.n - t < kTokenBlock ? x.n - t : kTokenBlock;
-        if (tokens <= kFewTokens) {
-            sum_few_tokens<Ops, Tiles>(tiles, scratch, strips, x, t, tokens);
-        } else {
-            sum_many_tokens<Ops, Tiles>(tiles, scratch, strips, x, t, tokens);
-        }
-        put(t, tokens);
+        const TokenBlock block(x, t, x.n - t < kTokenBlock ? x.n - t : kTokenBlock);
+        sum_of<Ops, Tiles, Strips>(block.tiles())(tiles, scratch, strips, block);
+        put(t, block.tokens);
     }
 }
 

@@ -105,55 +105,138 @@ struct HalfScales {
     }
 };
 
-// One part of a sub-block's lines to a tile of B.
+// Opens the sub-blocks of a strip one by one, so that products of tiles can run meanwhile.
 template <class Ops, class Tiles>
-inline void open_tile(const uint8_t* lines, const HalfScales<Ops, Tiles>& scales, int j, uint16_t* tile) {
+class StripOpener {
     using Halves = typename Ops::Halves;
-    constexpr int kGroups = kSubBlock / Tiles::kGroup;
-    Halves scale[kGroups], offset[kGroups];
-    for (int g = 0; g < kGroups; ++g) {
-        scale[g] = scales.scale(j * kGroups + g);
-        offset[g] = scales.offset(j * kGroups + g);
-    }
-    const auto put_step = [&](int s, Halves even, Halves odd) {
-        const int g = s * kGroups / kSteps;
-        Ops::store_bf16(tile + 4 * kTile * s, Ops::fma_halves(even, scale[g], offset[g]));
-        Ops::store_bf16(tile + 4 * kTile * s + 2 * kTile, Ops::fma_halves(odd, scale[g], offset[g]));
-    };
-    if constexpr (kNibbles<Tiles>) {
-#pragma GCC unroll 4
-        for (int l = 0; l < 4; ++l) {
-            const typename Ops::Step line = Ops::load_step(lines + l * kLine);
-            put_step(l, Ops::template nibbles_at<0>(line), Ops::template nibbles_at<2>(line));
-            put_step(l + 4, Ops::template nibbles_at<1>(line), Ops::template nibbles_at<3>(line));
-        }
-    } else {
-        typename Ops::Step steps[kSteps];
-        open_steps<Ops, Tiles>(lines, steps);
-#pragma GCC unroll 8
-        for (int s = 0; s < kSteps; ++s) put_step(s, Ops::template even_codes<Tiles::kSigned>(steps[s]), Ops::template odd_codes<Tiles::kSigned>(steps[s]));
-    }
-}
+    static constexpr int kGroups = kSubBlock / Tiles::kGroup;
 
-// `subs` sub-blocks of a strip to as many tiles of B, `apart` halves from each other. What lies `ahead` of them is fetched into L2 meanwhile.
-template <class Ops, class Tiles>
-void open_strip(const uint8_t* lines, const uint8_t* packed, int subs, const RowPowers& powers, ptrdiff_t ahead, uint16_t* tiles, size_t apart) {
-    for (int first = 0; first < subs; first += kSpanSubs, packed += kSpanSubs * Tiles::kSubScaleBytes) {
-        const int count = subs - first < kSpanSubs ? subs - first : kSpanSubs;
+  public:
+    // `open` reads the span of `count` sub-blocks whose scales are at `packed`.
+    void take_span(const uint8_t* packed, int count, const RowPowers& powers) {
         const typename Tiles::SpanScales span(packed, count);
-        for (int byte = 0; byte < count * (int)Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch_far(packed + ahead + byte);
         for (int part = 0; part < kParts<Ops>; ++part) {
             const HalfScales<Ops, Tiles> scales(span, part, powers);
-            for (int j = 0; j < count; ++j) {
-                const uint8_t* from = lines + j * Tiles::kBits * kLine;
-                for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch_far(from + ahead + line * kLine);
-                open_tile<Ops, Tiles>(from + part * 4 * Ops::kLanes, scales, j, tiles + j * apart + 2 * part * Ops::kLanes);
+            for (int g = 0; g < count * kGroups; ++g) {
+                scale_[part][g] = scales.scale(g);
+                offset_[part][g] = scales.offset(g);
             }
         }
-        lines += count * Tiles::kBits * kLine;
-        tiles += count * apart;
     }
-}
+
+    // Sub-block j of the span, whose codes are at `lines`, to a tile of B.
+    void open(const uint8_t* lines, int j, uint16_t* tile) const {
+        for (int part = 0; part < kParts<Ops>; ++part) {
+            open_part(lines + part * 4 * Ops::kLanes, scale_[part] + j * kGroups, offset_[part] + j * kGroups, tile + 2 * part * Ops::kLanes);
+        }
+    }
+
+  private:
+    static void open_part(const uint8_t* lines, const Halves* scales, const Halves* offsets, uint16_t* tile) {
+        Halves scale[kGroups], offset[kGroups];  // in registers, whatever the stores below may overwrite
+        for (int g = 0; g < kGroups; ++g) {
+            scale[g] = scales[g];
+            offset[g] = offsets[g];
+        }
+        const auto put_step = [&](int s, Halves even, Halves odd) {
+            const int g = s * kGroups / kSteps;
+            Ops::store_bf16(tile + 4 * kTile * s, Ops::fma_halves(even, scale[g], offset[g]));
+            Ops::store_bf16(tile + 4 * kTile * s + 2 * kTile, Ops::fma_halves(odd, scale[g], offset[g]));
+        };
+        if constexpr (kNibbles<Tiles>) {
+#pragma GCC unroll 4
+            for (int l = 0; l < 4; ++l) {
+                const typename Ops::Step line = Ops::load_step(lines + l * kLine);
+                put_step(l, Ops::template nibbles_at<0>(line), Ops::template nibbles_at<2>(line));
+                put_step(l + 4, Ops::template nibbles_at<1>(line), Ops::template nibbles_at<3>(line));
+            }
+        } else {
+            typename Ops::Step steps[kSteps];
+            open_steps<Ops, Tiles>(lines, steps);
+#pragma GCC unroll 8
+            for (int s = 0; s < kSteps; ++s) put_step(s, Ops::template even_codes<Tiles::kSigned>(steps[s]), Ops::template odd_codes<Tiles::kSigned>(steps[s]));
+        }
+    }
+
+    // Of the span's groups; in memory, since the registers are the products' and the next opener's meanwhile.
+    Halves scale_[kParts<Ops>][kSpanSubs * kGroups], offset_[kParts<Ops>][kSpanSubs * kGroups];
+};
+
+// The strips of a call, at(i) the i-th, and the columns that each has.
+template <class Tiles, class At>
+struct TileStrips {
+    const At& at;
+    size_t count, cols;
+
+    size_t subs() const { return cols / kSubBlock; }
+    const uint8_t* codes(size_t i, size_t sub) const { return at(i) + sub * Tiles::kBits * kLine; }
+    const uint8_t* scales(size_t i, size_t sub) const { return at(i) + Strip<Tiles>::code_bytes(cols) + sub * Tiles::kSubScaleBytes; }
+};
+
+// In which order strips are opened: W side by side (or the last one alone), `depth` sub-blocks of them, then of the next W, then the next sub-blocks of all.
+template <int W>
+class Walk {
+  public:
+    Walk(size_t strips, size_t subs, size_t depth) : strips_(strips), subs_(subs), depth_(depth) {}
+
+    bool ended() const { return strips_ == 0 || first_ >= subs_; }
+    size_t strip() const { return i_; }
+    size_t width() const { return strips_ - i_ < W ? strips_ - i_ : W; }
+    size_t sub() const { return first_ + k_; }
+    void step() {
+        if (++k_ < depth_ && first_ + k_ < subs_) return;
+        k_ = 0;
+        if ((i_ += W) < strips_) return;
+        i_ = 0;
+        first_ += depth_;
+    }
+
+  private:
+    size_t strips_, subs_, depth_, i_ = 0, first_ = 0, k_ = 0;
+};
+
+// Opens strips in the order of a Walk, whose depth is a multiple of a span's or all there is.
+template <class Ops, class Tiles, int W, class Strips>
+class Opener {
+    static constexpr int kAhead = 32 / W;  // sub-blocks of W strips between what is opened and what is fetched into L2
+
+  public:
+    Opener(const Strips& strips, const RowPowers* powers, size_t depth)
+        : strips_(strips), powers_(powers), at_(strips.count, strips.subs(), depth), ahead_(at_) {
+        for (int k = 0; k < kAhead; ++k) fetch();
+    }
+
+    // The next sub-block of W strips to tiles side by side; none where all are opened. Out of line, since it stands between products in many places.
+    __attribute__((noinline)) void open(uint16_t* tiles) {
+        if (at_.ended()) return;
+        for (size_t b = 0; b < at_.width(); ++b) open_tile(b, tiles + b * kTileHalves);
+        at_.step();
+        fetch();
+    }
+
+  private:
+    void open_tile(size_t b, uint16_t* tile) {
+        const size_t i = at_.strip() + b, sub = at_.sub(), in_span = sub % kSpanSubs, left = strips_.subs() - sub;
+        if (in_span == 0) openers_[b].take_span(strips_.scales(i, sub), left < kSpanSubs ? (int)left : kSpanSubs, powers_[i]);
+        openers_[b].open(strips_.codes(i, sub), (int)in_span, tile);
+    }
+
+    void fetch() {
+        if (ahead_.ended()) return;
+        const size_t sub = ahead_.sub();
+        for (size_t i = ahead_.strip(), last = i + ahead_.width(); i < last; ++i) {
+            for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch_far(strips_.codes(i, sub) + line * kLine);
+            if (sub % kSpanSubs > 0) continue;
+            for (size_t byte = 0; byte < kSpanSubs * Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch_far(strips_.scales(i, sub) + byte);
+        }
+        ahead_.step();
+    }
+
+    const Strips& strips_;
+    const RowPowers* const powers_;
+    Walk<W> at_, ahead_;
+    StripOpener<Ops, Tiles> openers_[W];
+};
 
 }  // namespace
 }  // namespace moespan

@@ -56,8 +56,12 @@ struct OpsAmx : OpsBf16 {
             __asm__ volatile("tilezero %%tmm%c0" ::"i"(t));
         }
         template <int t>
-        void load(const void* p, size_t row_bytes) {
-            __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(t), "r"(p), "r"(row_bytes) : "memory");
+        void load(const void* p) {
+            __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(t), "r"(p), "r"((size_t)64) : "memory");
+        }
+        template <int t>
+        void load_sums(const float* p) {
+            load<t>(p);
         }
         template <int c, int a, int b>
         void multiply() {

@@ -78,8 +78,12 @@ struct OpsAmxScalar : OpsScalar {
             memset(tile[t], 0, sizeof(tile[t]));
         }
         template <int t>
-        void load(const void* p, size_t row_bytes) {
-            for (int row = 0; row < 16; ++row) memcpy(tile[t][row], (const uint8_t*)p + row * row_bytes, 64);
+        void load(const void* p) {
+            memcpy(tile[t], p, sizeof(tile[t]));
+        }
+        template <int t>
+        void load_sums(const float* p) {
+            load<t>(p);
         }
         // c [m][n] += a [m][2 k] * b [k][2 n] + a [m][2 k + 1] * b [k][2 n + 1]: bf16 times bf16, sums of float32.
         template <int c, int a, int b>

@@ -47,16 +47,16 @@ struct OpsAvx512Bf16 : OpsBf16 {
             for (int m = 0; m < 16; ++m) OpsAvx512::store(sums[t][m], OpsAvx512::zero());
         }
         template <int t>
-        void load(const void* p, size_t) {
-            if constexpr (t < kSums) {
-                memcpy(sums[t], p, sizeof(sums[t]));
-            } else {
-                operands[t - kSums] = (const uint8_t*)p;
-            }
+        void load(const void* p) {
+            operands[t] = (const uint8_t*)p;
+        }
+        template <int t>
+        void load_sums(const float* p) {
+            memcpy(sums[t], p, sizeof(sums[t]));
         }
         template <int c, int a, int b>
         void multiply() {
-            const uint8_t *x = operands[a - kSums], *w = operands[b - kSums];
+            const uint8_t *x = operands[a], *w = operands[b];
             __m512 sum[16];
 #pragma GCC unroll 16
             for (int m = 0; m < 16; ++m) sum[m] = OpsAvx512::load(sums[c][m]);
@@ -74,9 +74,8 @@ struct OpsAvx512Bf16 : OpsBf16 {
         }
 
       private:
-        static constexpr int kSums = 4;  // tiles 0 .. 3 are sums, 4 .. 7 operands
-        alignas(64) float sums[kSums][16][16];
-        const uint8_t* operands[8 - kSums];
+        alignas(64) float sums[8][16][16];
+        const uint8_t* operands[8];
     };
 
   private:

@@ -12,10 +12,10 @@ inline float peak_bf16_amx(size_t rounds, float value) {
     alignas(64) float memory[16 * 16];
     for (float& word : memory) word = value;  // two bf16 each, what they are does not matter
     OpsAmx::TileRegisters tiles;
-    tiles.load<4>(memory, 64);
-    tiles.load<5>(memory, 64);
-    tiles.load<6>(memory, 64);
-    tiles.load<7>(memory, 64);
+    tiles.load<4>(memory);
+    tiles.load<5>(memory);
+    tiles.load<6>(memory);
+    tiles.load<7>(memory);
     tiles.zero<0>();
     tiles.zero<1>();
     tiles.zero<2>();

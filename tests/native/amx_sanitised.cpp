@@ -63,6 +63,7 @@ int main() {
             good = good && run<Q5_0Tiles<Ops>>(rows, 352, n) && run<IQ4_XSTiles<Ops>>(rows, 256, n);
         }
     }
+    for (const size_t n : {64, 81, 96, 97, 113}) good = good && run<Q4_KTiles<Ops>>(49, 768, n) && run<Q4_0Tiles<Ops>>(33, 544, n);
     good = good && run<Q4_0Tiles<Ops>>(17, 32, 530) && run<Q4_0Tiles<Ops>>(17, 544, 34);
     if (good) std::puts("ok");
     return good ? 0 : 1;

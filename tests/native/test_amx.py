@@ -65,19 +65,24 @@ def test_a_product_is_that_with_the_dequantised_weights(pool: _native.Pool, type
 
 @pytest.mark.parametrize("type_id", [Type.Q4_K, Type.Q5_0, Type.Q6_K, Type.IQ4_NL], ids=lambda t: t.name)
 def test_more_columns_and_tokens_than_are_taken_at_once(pool: _native.Pool, type_id: Type) -> None:
-    """1024 columns are opened at once (256 for at most 32 tokens), and the sums of 512 tokens kept."""
+    """Up to 96 tokens meet one strip at a time, 16 tiles of which are open; more meet 512 columns of two strips, and the sums of 512 tokens are kept."""
     rng = np.random.default_rng(1)
     check(pool, random_weights(type_id, 33, 2304, rng), activations(40, 2304, rng))
     check(pool, random_weights(type_id, 17, 1280, rng), activations(20, 1280, rng))
+    check(pool, random_weights(type_id, 49, 768, rng), activations(96, 768, rng))
+    # 20 strips: two threads take 5 at once, so that strips follow each other, and of pairs one is left alone
+    for n in (12, 40, 97):
+        check(pool, random_weights(type_id, 315, 768, rng), activations(n, 768, rng))
+    check(pool, random_weights(type_id, 315, 1280, rng), activations(150, 1280, rng))
     check(pool, random_weights(type_id, 18, 256, rng), activations(530, 256, rng))
 
 
 @pytest.mark.parametrize("type_id", TILED, ids=lambda t: t.name)
 def test_a_token_has_the_same_bits_in_any_company(pool: _native.Pool, type_id: Type) -> None:
     rng = np.random.default_rng(2)
-    weights, x = packed(pool, random_weights(type_id, 40, 1280, rng)), activations(50, 1280, rng)
+    weights, x = packed(pool, random_weights(type_id, 40, 1280, rng)), activations(120, 1280, rng)
     together = product(pool, weights, x)
-    for first, last in ((0, FROM), (3, 30), (20, 50)):
+    for first, last in ((0, FROM), (3, 30), (20, 70), (10, 106)):
         np.testing.assert_array_equal(product(pool, weights, x[first:last]), together[first:last])
 
 
