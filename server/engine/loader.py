@@ -22,7 +22,7 @@ from server.engine.models.config import HParams
 from server.engine.models.hf_config import overridden
 from server.engine.models.registry import family
 from server.engine.models.transformer import Transformer
-from server.engine.native import cpus_allowed, open_ops
+from server.engine.native import NativeOps, cpus_allowed, open_ops
 from server.engine.ops import Ops
 from server.engine.weights import Weights
 from server.errors import ConfigError, DeviceError, ModelError, ModelNotFound
@@ -65,14 +65,21 @@ def load_model(
     chunk = config.prefill_chunk or (CPU_CHUNK if gpu is None else GPU_CHUNK)
     cache_type = resolve_cache_type(config.cache_type, gpu is not None)
     native = open_ops(_threads(config.cpu_infer, gpu), config.numa, precision=config.prefill_precision)
+    ops: NativeOps | GpuOps = native
     try:
-        ops = native if gpu is None else GpuOps(native, gpu, kernels_for(gpu), hparams.context // PAGE_SIZE, config.prefill)
+        if gpu is not None:
+            ops = GpuOps(native, gpu, kernels_for(gpu), hparams.context // PAGE_SIZE, config.prefill)
         model_ops = ops if wrap is None else wrap(ops)
         weights = Weights(file, model_ops)
         model = _build(file, hparams, weights, model_ops)
         cache = KVCache.allocate(hparams, cache_lens, cache_type, ops.device)
         native.check_nodes()
         weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
+    except torch.OutOfMemoryError as error:
+        ops.close()
+        raise DeviceError(
+            f"The GPU has no memory left for the model ({str(error).split('. ')[0]}). Lower --cache_lens or --prefill_chunk, or use --device cpu."
+        ) from error
     except BaseException:
         ops.close()
         raise

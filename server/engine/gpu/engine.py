@@ -21,6 +21,7 @@ from server.engine.kv_cache import PAGE_SIZE, KVCache
 from server.engine.models.transformer import Transformer
 from server.engine.protocol import Drawn, Sampler, Step
 from server.engine.sampler import SamplerState
+from server.errors import EngineFailure
 from server.types import SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,17 @@ class GpuEngine(LocalEngine):
 
     @torch.inference_mode()
     def step(self, step: Step) -> Drawn | None:
+        """As LocalEngine.step. Raises EngineFailure where the GPU's memory does not do."""
+        try:
+            return self._step(step)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise EngineFailure(
+                f"The GPU has no memory left for a step of {len(step.token_ids)} tokens ({str(error).split('. ')[0]}). "
+                "Lower --prefill_chunk or --cache_lens, or close what else uses the GPU."
+            ) from error
+
+    def _step(self, step: Step) -> Drawn | None:
         if step.sampler is None:
             self._hidden(step)
             self._wait()

@@ -110,6 +110,18 @@ def test_logits_are_those_of_the_cpu(pair: tuple[LocalEngine, GpuEngine]) -> Non
         torch.testing.assert_close(gpu.logits(step), local.logits(step), rtol=1e-3, atol=1e-4)
 
 
+def test_a_gpu_without_memory_costs_one_step(pair: tuple[LocalEngine, GpuEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 24 GiB.")
+
+    gpu, step = pair[1], Step((1, 2, 3), 0, PAGES, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "_hidden", fail)
+        with pytest.raises(EngineFailure, match=r"no memory left for a step of 3 tokens \(CUDA out of memory\). Lower --prefill_chunk"):
+            gpu.step(step)
+    gpu.step(step)
+
+
 @on_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [T.F32, T.Q4_K])
