@@ -237,7 +237,7 @@ def test_calls_that_do_not_fit_are_refused(pool: _native.Pool) -> None:
     gate, up, down = experts.matrices()
     x, ids, weights = draw(2, 8, 4, 2, seed=1)
     place, factors = address(x), address(weights)
-    for bad in (-1, 4):
+    for bad in (-2, 4):
         ids[1, 1] = bad
         with pytest.raises(ValueError, match=f"expert {bad} of 4"):
             pool.experts(gate, up, down, place, 2, address(ids), factors, 2, place)
