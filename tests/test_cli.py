@@ -244,7 +244,7 @@ def bench_engine(monkeypatch) -> BenchEngine:
 
     def load(config: Config, file: object) -> SimpleNamespace:
         assert config.engine.cache_lens == 40 + 8
-        return SimpleNamespace(engine=engine, name="Tiny", threads=2, isa="avx2", cache_lens=48, cache_bytes=0)
+        return SimpleNamespace(engine=engine, name="Tiny", device="cpu", threads=2, isa="avx2", cache_type="f16", cache_lens=48, cache_bytes=0)
 
     monkeypatch.setattr(bench, "load_engine", load)
     return engine

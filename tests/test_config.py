@@ -112,7 +112,7 @@ def test_a_file_that_is_not_there():
         ({"cache_type": "q8"}, "--cache_type must be one of auto, f16, bf16, f32, not 'q8'"),
         ({"prefill_precision": "int4"}, "--prefill_precision must be one of auto, bf16, int8, not 'int4'"),
         ({"numa": "both"}, "--numa must be one of auto, shard, replicate, off, not 'both'"),
-        ({"device": "cuda"}, "--device must be one of auto, cpu, not 'cuda'"),
+        ({"device": "tpu"}, "--device must be one of auto, cpu, cuda, not 'tpu'"),
         ({"prefill_chunk": "0"}, "prefill_chunk is 0"),
         ({"experts_per_token": "0"}, "experts_per_token is 0, but a token uses at least 1 routed expert. Leave it out"),
         ({"max_queue": "0"}, "max_queue is 0, but at least 1 request must be able to wait"),

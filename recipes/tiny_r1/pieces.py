@@ -39,7 +39,7 @@ def join(pieces: Path, run: Path) -> None:
     data = bytearray(len(even) + len(odd))
     data[0::2], data[1::2] = even, odd
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        archive.extractall(run, filter="data")
+        archive.extractall(run, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Debian 12's Python is too old for it
 
 
 def _pack(run: Path) -> bytes:
