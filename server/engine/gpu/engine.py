@@ -33,9 +33,9 @@ class GpuEngine(LocalEngine):
     """One model on a GPU and this machine's CPUs: server.engine.protocol.Engine. Called from one thread, which is one of the pool's."""
 
     def __init__(self, model: Transformer, cache: KVCache, ops: GpuOps, prefill_chunk: int, graphs: bool = True) -> None:
-        """The model's matrices are laid out. Without `graphs`, each token of decode calls the model's operations."""
+        """The model's matrices are laid out. Without `graphs`, or with the plain twins, each token of decode calls the model's operations."""
         super().__init__(model, cache, ops.native, prefill_chunk, recorded=False)
-        self._gpu, self._graphs = ops, graphs and ops.device.type == "cuda"
+        self._gpu, self._graphs = ops, graphs and ops.kernels.name == "triton"
         self._graph: GraphStep | None = None
         self._sampler = GpuSampler(model.vocab_size, ops.device, ops.kernels.draw)
         self._done = torch.cuda.Event(blocking=True) if ops.device.type == "cuda" else None  # to wait for it costs no CPU

@@ -7,7 +7,7 @@ Measured on an H100, a round trip is 2 us with the first and 3 with the second; 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,11 +52,11 @@ class StreamFlags:
         self._call(self._driver.cuStreamWriteValue32, flag, 0)
 
     def await_flag(self, flag: Tensor) -> None:
-        self._call(self._driver.cuStreamWaitValue32, flag, self._driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ)
+        self._call(self._driver.cuStreamWaitValue32, flag, int(self._driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ))
 
-    def _call(self, operation: Callable[..., tuple[object]], flag: Tensor, how: object) -> None:
-        (error,) = operation(torch.cuda.current_stream().cuda_stream, flag.data_ptr(), 1, int(how))  # type: ignore[call-overload]
-        if int(error) != 0:  # type: ignore[call-overload]
+    def _call(self, operation: Callable[..., tuple[Any]], flag: Tensor, how: int) -> None:
+        (error,) = operation(torch.cuda.current_stream().cuda_stream, flag.data_ptr(), 1, how)
+        if int(error) != 0:
             raise DeviceError(f"The GPU's driver refused a flag in stream order ({error}).")
 
 
