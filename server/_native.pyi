@@ -108,6 +108,18 @@ class Pool:
     def crossovers(self) -> dict[int, int]:
         """Of the types that were packed: from how many tokens they go through panels, as measured."""
 
+    @property
+    def busy_ns(self) -> int:
+        """Nanoseconds that all threads together have worked on pieces of work since the start. Any thread may ask, while the pool works too."""
+
+    @property
+    def expert_bytes_read(self) -> int:
+        """Bytes of routed experts' weights read by `experts` since the start: each expert that a call has tokens for counts once. Any thread may ask."""
+
+    @property
+    def dense_bytes_read(self) -> int:
+        """Bytes of the weights read by `linear`, `ffn` and the latent's heads since the start: each matrix counts once a call. Any thread may ask."""
+
     def pin_caller(self) -> None:
         """Pin the calling thread to the pool's first CPU."""
     def close(self) -> None:

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "layers/program.h"
@@ -56,7 +57,12 @@ class PyPool {
         require(pool_ != nullptr, "the pool is closed");
         return *pool_;
     }
-    void close() { pool_.reset(); }
+    // Whoever asks for counters meanwhile holds the GIL, so the pool is gone for them before it is.
+    void close() {
+        std::unique_ptr<Pool> closing = std::move(pool_);
+        py::gil_scoped_release release;
+        closing.reset();
+    }
 
     // Runs an operation without the GIL; or, while a program is recorded, adds it there and leaves all data as it is.
     template <class Call>

@@ -39,8 +39,11 @@ PYBIND11_MODULE(_native, module) {
         .def_property_readonly("nodes", [](const PyPool& p) { return p.get().nodes(); })
         .def_property_readonly("isa", [](const PyPool& p) { return p.get().kernels().name; })
         .def_property_readonly("crossovers", [](const PyPool& p) { return crossovers(p.get()); })
+        .def_property_readonly("busy_ns", [](const PyPool& p) { return p.get().busy_ns(); })
+        .def_property_readonly("expert_bytes_read", [](const PyPool& p) { return p.get().bytes_read(Weights::kExperts); })
+        .def_property_readonly("dense_bytes_read", [](const PyPool& p) { return p.get().bytes_read(Weights::kDense); })
         .def("pin_caller", [](const PyPool& p) { p.get().pin_caller(); })
-        .def("close", &PyPool::close, py::call_guard<py::gil_scoped_release>());
+        .def("close", &PyPool::close);
     bind_linear(module, pool);
     bind_experts(pool);
     bind_attention(pool);

@@ -14,7 +14,7 @@ namespace moespan {
 namespace {
 
 constexpr size_t kTallTiles = 6;      // tiles of tokens whose sums stay in the registers: 96 tokens
-constexpr size_t kRing = 16;          // tiles of one strip that are opened ahead of their products for them: 16 KB of L1
+constexpr size_t kRing = 8;           // tiles of one strip that are opened ahead of their products for them: 8 KB of L1
 constexpr size_t kPairDepth = 16;     // of two strips, sub-blocks that more tokens meet at once: 32 KB
 constexpr size_t kTokenBlock = 512;   // tokens whose sums stay in L2
 constexpr size_t kTilesFrom = 8;      // tokens from which tiles are the faster (measured on a Xeon with AMX)
@@ -87,19 +87,26 @@ void sum_tall(typename Ops::TileRegisters& tiles, const TileScratch& scratch, co
 
 // --- more tokens: two strips at a time, the sums in memory between one run of columns and the next ---
 
-// Sums [A tiles of tokens][B strips] += A x B tiles over `depth` sub-blocks, from 0 where first. Of the next strips, `openable` sub-blocks are opened in the
-// place of those that have been read.
+// What is opened of two strips: `depth` sub-blocks from `sub` on. Meanwhile, when the last of the tokens pass, `openable` sub-blocks of the next strips are
+// opened in the place of those that have been read; and of each tile of tokens, lines fetch .. fetch_end - 1 of that kPairDepth further are fetched into L2.
+struct Pass {
+    uint16_t* weights;
+    size_t sub, depth, openable, fetch, fetch_end;
+};
+
+// Sums [A tiles of tokens][B strips] += A x B tiles.
 template <class Ops, int A, int B, class PairOpener>
-void multiply_tiles(typename Ops::TileRegisters& tiles, const TokenBlock& block, const uint16_t* x, uint16_t* weights, size_t depth, bool first, float* sums,
-                    PairOpener& opener, size_t openable) {
+void multiply_tiles(typename Ops::TileRegisters& tiles, const TokenBlock& block, const uint16_t* x, const Pass& pass, float* sums, PairOpener& opener,
+                    size_t openable) {
     const auto each_sum = [&](const auto& fn) {
         for_each_index<A * B>([&]<int n>() {
             constexpr int a = n / B, b = n % B;
             fn.template operator()<2 * a + b>(sums + b * block.sums_apart() + a * kTile * kTile);
         });
     };
-    each_sum([&]<int t>(const float* from) { first ? tiles.template zero<t>() : tiles.template load_sums<t>(from); });
-    for (size_t k = 0; k < depth; ++k, x += kTileHalves, weights += 2 * kTileHalves) {
+    each_sum([&]<int t>(const float* from) { pass.sub == 0 ? tiles.template zero<t>() : tiles.template load_sums<t>(from); });
+    uint16_t* weights = pass.weights;
+    for (size_t k = 0; k < pass.depth; ++k, x += kTileHalves, weights += 2 * kTileHalves) {
         tiles.template load<4>(x);
         tiles.template load<6>(weights);
         tiles.template multiply<0, 4, 6>();
@@ -112,37 +119,40 @@ void multiply_tiles(typename Ops::TileRegisters& tiles, const TokenBlock& block,
             tiles.template multiply<1, 4, 7>();
             if constexpr (A > 1) tiles.template multiply<3, 5, 7>();
         }
+        for (size_t line = pass.fetch; line < pass.fetch_end; ++line) {
+            for (int a = 0; a < A; ++a) Ops::prefetch_far(x + kPairDepth * kTileHalves + a * block.x_apart + line * kTileColumns);
+        }
         if (k < openable) opener.open(weights);
     }
     each_sum([&]<int t>(float* to) { tiles.template store<t>(to); });
 }
 
-// A block of tokens times B opened strips; as above, while the last of the tokens pass.
+// A block of tokens times B opened strips.
 template <class Ops, int B, class PairOpener>
-void multiply_strips(typename Ops::TileRegisters& tiles, const TokenBlock& block, size_t sub, uint16_t* weights, size_t depth, float* sums, PairOpener& opener,
-                     size_t openable) {
+void multiply_strips(typename Ops::TileRegisters& tiles, const TokenBlock& block, const Pass& pass, float* sums, PairOpener& opener) {
     for (size_t a = 0; a < block.tiles(); a += 2) {
         const bool two = a + 1 < block.tiles(), last = a + 2 >= block.tiles();
         const auto multiply = two ? multiply_tiles<Ops, 2, B, PairOpener> : multiply_tiles<Ops, 1, B, PairOpener>;
-        const uint16_t* x = block.x + a * block.x_apart + sub * kTileHalves;
-        multiply(tiles, block, x, weights, depth, sub == 0, sums + a * kTile * kTile, opener, last ? openable : 0);
+        multiply(tiles, block, block.x + a * block.x_apart + pass.sub * kTileHalves, pass, sums + a * kTile * kTile, opener, last ? pass.openable : 0);
     }
 }
 
-// Sums go back to memory after every 512 columns, so that all strips meet these columns of the tokens while they are in L2.
+// Sums go back to memory after every 512 columns, so that all strips meet these columns of the tokens while they are in L2; each of the pairs of strips
+// fetches its share of the next columns.
 template <class Ops, class Tiles, class Strips>
 void sum_pairs(typename Ops::TileRegisters& tiles, const TileScratch& scratch, const Strips& strips, const TokenBlock& block) {
     using PairOpener = Opener<Ops, Tiles, 2, Strips>;
-    const size_t subs = strips.subs();
+    const size_t subs = strips.subs(), pairs = (strips.count + 1) / 2;
     const auto depth_at = [&](size_t sub) { return subs - sub < kPairDepth ? subs - sub : kPairDepth; };
     PairOpener opener(strips, scratch.powers, kPairDepth);
     for (size_t k = 0; k < depth_at(0); ++k) opener.open(scratch.opened + k * 2 * kTileHalves);
     for (size_t sub = 0; sub < subs; sub += kPairDepth) {
-        const size_t depth = depth_at(sub);
-        for (size_t i = 0; i < strips.count; i += 2) {
-            const auto multiply = i + 1 < strips.count ? multiply_strips<Ops, 2, PairOpener> : multiply_strips<Ops, 1, PairOpener>;
-            const size_t openable = i + 2 < strips.count ? depth : depth_at(sub + depth);
-            multiply(tiles, block, sub, scratch.opened, depth, scratch.sums + i * block.sums_apart(), opener, openable);
+        const size_t depth = depth_at(sub), lines = sub + depth < subs ? kTile : 0;
+        for (size_t pair = 0; pair < pairs; ++pair) {
+            const size_t openable = pair + 1 < pairs ? depth : depth_at(sub + depth);
+            const auto multiply = 2 * pair + 1 < strips.count ? multiply_strips<Ops, 2, PairOpener> : multiply_strips<Ops, 1, PairOpener>;
+            const Pass pass{scratch.opened, sub, depth, openable, pair * lines / pairs, (pair + 1) * lines / pairs};
+            multiply(tiles, block, pass, scratch.sums + 2 * pair * block.sums_apart(), opener);
         }
     }
 }
@@ -170,18 +180,16 @@ inline void for_blocks(const At& at, size_t count, const Tokens& x, const TileSc
     }
 }
 
-// sums [tokens][16] of a strip, without their powers, to the tokens from t on.
+// A token's sums of a strip, without their powers, to its output.
 template <class Ops>
-inline void put_sums(const float* sums, const RowPowers& powers, const Outputs& out, size_t t, size_t tokens, size_t row, size_t row_count) {
-    for (size_t i = 0; i < tokens; ++i, sums += kTile) {
-        float results[kTile], *to = row_of(out, t + i) + row;
-        for (size_t r = 0; r < kTile; r += Ops::kLanes) {
-            auto values = Ops::mul(Ops::load(sums + r), Ops::load(powers.sum + r));
-            if (row_count == kTile && out.accumulate) values = Ops::add(values, Ops::load(to + r));
-            Ops::store(row_count == kTile ? to + r : results + r, values);
-        }
-        if (row_count < kTile) put(out, t + i, row, results, row_count);
+inline void put_sums(const float* sums, const RowPowers& powers, const Outputs& out, size_t token, size_t row, size_t row_count) {
+    float results[kTile], *to = row_of(out, token) + row;
+    for (size_t r = 0; r < kTile; r += Ops::kLanes) {
+        auto values = Ops::mul(Ops::load(sums + r), Ops::load(powers.sum + r));
+        if (row_count == kTile && out.accumulate) values = Ops::add(values, Ops::load(to + r));
+        Ops::store(row_count == kTile ? to + r : results + r, values);
     }
+    if (row_count < kTile) put(out, token, row, results, row_count);
 }
 
 // outputs (+)= x @ rows^T; Rows::data is a strip, and row_bytes a strip's; reads x.bf16, whose last tiles may have rows of whatever value.
@@ -191,9 +199,15 @@ void gemm_tiles(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* 
     const TileScratch scratch(memory, strips);
     const auto at = [&](size_t i) { return rows.data + i * rows.row_bytes; };
     for_blocks<Ops, Tiles>(at, strips, x, scratch, [&](size_t t, size_t tokens) {
-        for (size_t i = 0; i < strips; ++i) {
-            const size_t row = i * kTile, count = rows.count - row < kTile ? rows.count - row : kTile;
-            put_sums<Ops>(scratch.sums + i * TileScratch::padded(tokens) * kTile, scratch.powers[i], out, t, tokens, row, count);
+        const size_t apart = TileScratch::padded(tokens) * kTile;
+        for (size_t i = 0; i < tokens; ++i) {
+            // Outputs lie all over memory: those of the token after the next are fetched while these are added to.
+            const float* far = row_of(out, t + (i + 2 < tokens ? i + 2 : i));
+            for (size_t row = 0; row < rows.count; row += kTile) {
+                Ops::prefetch(far + row);
+                const float* sums = scratch.sums + row / kTile * apart + i * kTile;
+                put_sums<Ops>(sums, scratch.powers[row / kTile], out, t + i, row, rows.count - row < kTile ? rows.count - row : kTile);
+            }
         }
     });
 }

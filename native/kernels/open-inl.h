@@ -173,18 +173,20 @@ struct TileStrips {
     const uint8_t* scales(size_t i, size_t sub) const { return at(i) + Strip<Tiles>::code_bytes(cols) + sub * Tiles::kSubScaleBytes; }
 };
 
-// In which order strips are opened: W side by side (or the last one alone), `depth` sub-blocks of them, then of the next W, then the next sub-blocks of all.
+// In which order strips are opened, span by span: W side by side (or the last one alone), `depth` sub-blocks of them, then of the next W, then the next
+// sub-blocks of all. depth is a multiple of a span's, or all there is.
 template <int W>
 class Walk {
   public:
-    Walk(size_t strips, size_t subs, size_t depth) : strips_(strips), subs_(subs), depth_(depth) {}
+    Walk(size_t strips, size_t subs, size_t depth) : strips_(strips), subs_(strips > 0 ? subs : 0), depth_(depth) {}
 
-    bool ended() const { return strips_ == 0 || first_ >= subs_; }
+    bool ended() const { return first_ >= subs_; }
     size_t strip() const { return i_; }
     size_t width() const { return strips_ - i_ < W ? strips_ - i_ : W; }
     size_t sub() const { return first_ + k_; }
+    size_t count() const { return subs_ - sub() < kSpanSubs ? subs_ - sub() : kSpanSubs; }
     void step() {
-        if (++k_ < depth_ && first_ + k_ < subs_) return;
+        if ((k_ += kSpanSubs) < depth_ && first_ + k_ < subs_) return;
         k_ = 0;
         if ((i_ += W) < strips_) return;
         i_ = 0;
@@ -195,46 +197,50 @@ class Walk {
     size_t strips_, subs_, depth_, i_ = 0, first_ = 0, k_ = 0;
 };
 
-// Opens strips in the order of a Walk, whose depth is a multiple of a span's or all there is.
+// Opens strips in the order of a Walk. The span after that which is opened is fetched into L2 meanwhile.
 template <class Ops, class Tiles, int W, class Strips>
 class Opener {
-    static constexpr int kAhead = 32 / W;  // sub-blocks of W strips between what is opened and what is fetched into L2
-
   public:
-    Opener(const Strips& strips, const RowPowers* powers, size_t depth)
-        : strips_(strips), powers_(powers), at_(strips.count, strips.subs(), depth), ahead_(at_) {
-        for (int k = 0; k < kAhead; ++k) fetch();
-    }
+    Opener(const Strips& strips, const RowPowers* powers, size_t depth) : strips_(strips), powers_(powers), next_(strips.count, strips.subs(), depth) {}
 
     // The next sub-block of W strips to tiles side by side; none where all are opened. Out of line, since it stands between products in many places.
     __attribute__((noinline)) void open(uint16_t* tiles) {
-        if (at_.ended()) return;
-        for (size_t b = 0; b < at_.width(); ++b) open_tile(b, tiles + b * kTileHalves);
-        at_.step();
-        fetch();
+        if (j_ == count_ && !take_span()) return;
+        for (size_t b = 0; b < width_; ++b) {
+            for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch_far(lines_[b] + ahead_[b] + line * kLine);
+            openers_[b].open(lines_[b], (int)j_, tiles + b * kTileHalves);
+            lines_[b] += Tiles::kBits * kLine;
+        }
+        ++j_;
     }
 
   private:
-    void open_tile(size_t b, uint16_t* tile) {
-        const size_t i = at_.strip() + b, sub = at_.sub(), in_span = sub % kSpanSubs, left = strips_.subs() - sub;
-        if (in_span == 0) openers_[b].take_span(strips_.scales(i, sub), left < kSpanSubs ? (int)left : kSpanSubs, powers_[i]);
-        openers_[b].open(strips_.codes(i, sub), (int)in_span, tile);
-    }
-
-    void fetch() {
-        if (ahead_.ended()) return;
-        const size_t sub = ahead_.sub();
-        for (size_t i = ahead_.strip(), last = i + ahead_.width(); i < last; ++i) {
-            for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch_far(strips_.codes(i, sub) + line * kLine);
-            if (sub % kSpanSubs > 0) continue;
-            for (size_t byte = 0; byte < kSpanSubs * Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch_far(strips_.scales(i, sub) + byte);
+    bool take_span() {
+        if (next_.ended()) return false;
+        const Walk<W> at = next_;
+        next_.step();
+        width_ = at.width();
+        count_ = at.count();
+        j_ = 0;
+        for (size_t b = 0; b < width_; ++b) {
+            const size_t i = at.strip() + b, fetched = next_.strip() + b;
+            const uint8_t* scales = strips_.scales(i, at.sub());
+            lines_[b] = strips_.codes(i, at.sub());
+            const bool more = !next_.ended() && b < next_.width();
+            ahead_[b] = more ? (ptrdiff_t)((uintptr_t)strips_.codes(fetched, next_.sub()) - (uintptr_t)lines_[b]) : 0;
+            const uint8_t* far = more ? strips_.scales(fetched, next_.sub()) : scales;
+            for (size_t byte = 0; byte < kSpanSubs * Tiles::kSubScaleBytes; byte += kLine) Ops::prefetch_far(far + byte);
+            openers_[b].take_span(scales, (int)count_, powers_[i]);
         }
-        ahead_.step();
+        return true;
     }
 
     const Strips& strips_;
     const RowPowers* const powers_;
-    Walk<W> at_, ahead_;
+    Walk<W> next_;
+    size_t width_ = 0, count_ = 0, j_ = 0;
+    const uint8_t* lines_[W];
+    ptrdiff_t ahead_[W];
     StripOpener<Ops, Tiles> openers_[W];
 };
 

@@ -43,6 +43,16 @@ Sorted sort_by_expert(Pool& pool, const Routes& routes, size_t expert_count) {
     return sorted;
 }
 
+// Bytes of one expert; slices of it make up one together.
+size_t expert_bytes(const Spread& matrices) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < (matrices.copies ? 1 : matrices.count); ++i) {
+        const Gated& part = matrices.parts[i];
+        bytes += part.gate.bytes() + part.up.bytes() + part.down.bytes();
+    }
+    return bytes;
+}
+
 }  // namespace
 
 void experts(Pool& pool, const Spread& matrices, const float* x, const Routes& routes, float* out, bool accumulate) {
@@ -51,6 +61,7 @@ void experts(Pool& pool, const Spread& matrices, const float* x, const Routes& r
         if (!accumulate) std::fill_n(out, routes.n * matrices.parts[0].down.rows, 0.0f);
         return;
     }
+    pool.count_read(Weights::kExperts, sorted.group_count * expert_bytes(matrices));
     // One token: each expert reads it where it is. (With an expert named twice that would be two rows of one group.)
     const bool in_place = routes.n == 1 && sorted.group_count == routes.top_k;
     const int32_t* tokens = in_place ? nullptr : sorted.tokens;

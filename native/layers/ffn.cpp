@@ -300,6 +300,7 @@ class Call {
 void ffn(Pool& pool, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x, size_t n, const float* scales, float* out, bool accumulate) {
     const Gated one{gate, up, down};
     const Group all{0, 0, n};
+    pool.count_read(Weights::kDense, gate.bytes() + up.bytes() + down.bytes());
     ffn_groups(pool, {{&one}, x, n, out, accumulate, &all, 1, n, nullptr, scales});
 }
 

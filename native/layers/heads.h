@@ -47,6 +47,7 @@ template <class Row>
 void linear_heads(Pool& pool, const Matrix& matrix, size_t n, const Row& row, const HeadRows<float>& out) {
     const size_t heads = matrix.count;
     const HeadPieces pieces(pool, matrix, n);
+    pool.count_read(Weights::kDense, heads * matrix.bytes());
     const Activations input(pool, Shared::kInput, heads * n, heads, matrix.cols, pieces.readers());  // of a head, all tokens one behind the other
     const auto run = [n](size_t head) { return Run{head * n, n, head}; };
     pool.reserve_scratch(pieces.scratch_bytes());

@@ -60,6 +60,7 @@ class Pieces {
 void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, size_t n, float* const* outs, bool accumulate) {
     const size_t cols = matrices[0].cols;
     const Pieces pieces(pool, matrices, count, n);
+    for (size_t i = 0; i < count; ++i) pool.count_read(Weights::kDense, matrices[i].bytes());
     const Run tokens{0, n, 0};
     const Activations input(pool, Shared::kInput, n, 1, cols, pieces.readers(), x);
     pool.reserve_scratch(pieces.scratch_bytes());

@@ -84,7 +84,7 @@ std::vector<size_t> count_threads(const std::vector<size_t>& nodes) {
 
 }  // namespace
 
-// What a thread knows of its core. On cache lines of its own: but for the last two fields, only the thread itself reads and writes here once it runs.
+// What a thread knows of its core. On cache lines of its own: but for the atomic fields, only the thread itself reads and writes here once it runs.
 struct alignas(64) Pool::Thread {
     Thread(Pool& p, size_t i) : pool(p), index(i), node(p.nodes_[i]) {}
 
@@ -97,6 +97,7 @@ struct alignas(64) Pool::Thread {
     bool lost_core() {
         const int64_t begun = seen;
         seen = now_ns();
+        busy_ns.store(busy_ns.load(std::memory_order_relaxed) + seen - begun, std::memory_order_relaxed);  // nobody else writes it
         if (seen - begun < kTakenNs) return false;
         const int64_t away = (seen - wall) - (clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu);
         const long before = switches;
@@ -151,6 +152,7 @@ struct alignas(64) Pool::Thread {
     int64_t rested = 0;                       // when it last gave its core up
     // Until when it works in stints, and how long that is from the loss on. They belong to the core: the caller exchanges them with the CPU.
     std::atomic<int64_t> crowded_until{0}, crowd_ns{0};
+    std::atomic<int64_t> busy_ns{0};  // on pieces
 };
 
 Pool::Pool(const std::vector<int>& cpus, const KernelTable& kernels, int spin_us, const std::vector<size_t>& nodes)
@@ -211,10 +213,25 @@ void Pool::reserve_scratch(size_t bytes) {
     for (Buffer& buffer : scratch_) buffer.grow(bytes);
 }
 
+int64_t Pool::busy_ns() const {
+    int64_t sum = 0;
+    for (const auto& thread : threads_) sum += thread->busy_ns.load(std::memory_order_relaxed);
+    return sum;
+}
+
 void Pool::run(Task task, const void* work, size_t count) {
+    if (threads() == 1) return run_alone(task, work, count);
     open(task, work, count);
     count_ = static_cast<uint32_t>(count);
     work_and_join(count_);
+}
+
+// Nobody else could help.
+void Pool::run_alone(Task task, const void* work, size_t count) {
+    Thread& self = *threads_[0];
+    self.begin_piece();
+    for (size_t i = 0; i < count; ++i) task(work, i, seat(0));
+    self.lost_core();
 }
 
 void Pool::run_at_home(Task task, const void* work, const size_t* counts) {

@@ -17,6 +17,8 @@
 // Threads may belong to several nodes of memory. A run's pieces are then anyone's as ever, or each node's own (each_at_home), where the weights that a
 // piece reads lie on its node: only that node's threads take it, from a counter of their own.
 //
+// What the threads did is counted for those who watch the server, from readings of the clock that are taken anyway: see busy_ns and bytes_read.
+//
 // An idle worker spins (first on `pause`, then on sched_yield) for spin_us and then parks on a futex, where it costs nothing. Nothing is allocated
 // while pieces are worked on: layers reserve scratch before.
 #pragma once
@@ -52,6 +54,9 @@ enum class Shared {
     kHidden,    // layers/ffn: silu(gate) * up as the kernels read it; one for each node, from here on
     kCount = kHidden + kMaxNodes,
 };
+
+// Weights that layers read, by what they are.
+enum class Weights { kExperts, kDense, kCount };
 
 // Where a piece is worked on: the thread's own scratch, and its node, which counts from 0.
 struct Seat {
@@ -93,7 +98,7 @@ class Pool {
     // The same with work(i, seat): who reads what each node has a copy of takes its own.
     template <class Work>
     void each_seated(size_t count, const Work& work) {
-        if (count > 1 && threads() > 1) return run(task_of<Work>, &work, count);
+        if (count > 1) return run(task_of<Work>, &work, count);
         for (size_t i = 0; i < count; ++i) work(i, seat(0));
     }
 
@@ -116,6 +121,16 @@ class Pool {
     // At least `bytes` of a shared buffer, 64-byte aligned. Throws std::bad_alloc.
     void* shared(Shared slot, size_t bytes) { return shared_[static_cast<size_t>(slot)].grow(bytes); }
 
+    // Nanoseconds that all threads together have worked on pieces of runs since the start, waiting and spinning apart. Any thread may ask.
+    int64_t busy_ns() const;
+
+    // Bytes of weights that the layers have read from memory since the start; a layer counts each of its matrices once a call. Any thread may ask.
+    uint64_t bytes_read(Weights kind) const { return bytes_read_[static_cast<size_t>(kind)].load(std::memory_order_relaxed); }
+    void count_read(Weights kind, size_t bytes) {
+        auto& sum = bytes_read_[static_cast<size_t>(kind)];
+        sum.store(sum.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);  // the calling thread alone writes
+    }
+
   private:
     using Task = void (*)(const void* work, size_t i, const Seat& seat) noexcept;
     template <class Work>
@@ -131,6 +146,7 @@ class Pool {
     };
 
     void run(Task task, const void* work, size_t count);
+    void run_alone(Task task, const void* work, size_t count);
     void run_at_home(Task task, const void* work, const size_t* counts);
     void open(Task task, const void* work, size_t pieces);
     void work_and_join(uint32_t left);
@@ -162,6 +178,7 @@ class Pool {
     std::vector<std::unique_ptr<Thread>> threads_;
     std::vector<Buffer> scratch_;
     Buffer shared_[static_cast<size_t>(Shared::kCount)];
+    std::atomic<uint64_t> bytes_read_[static_cast<size_t>(Weights::kCount)]{};
     size_t started_ = 0;  // workers
     bool caller_pinned_ = false;
 

@@ -251,3 +251,34 @@ def test_python_runs_while_the_pool_works() -> None:
         time.sleep(0.001)
     pool.close()
     assert turns >= 3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_time_on_pieces_is_counted_and_waiting_is_not(threads: int) -> None:
+    pool = _native.Pool([CPUS[i % len(CPUS)] for i in range(threads)], "scalar", spin_us=50_000)
+    assert pool.busy_ns == 0
+    matrix = _native.Matrix(0, 4096, 256, random_weights(Type.F32, 4096, 256, np.random.default_rng(0)).data)
+    x, out = np.ones((1, 256), np.float32), np.empty((1, 4096), np.float32)
+    began = time.perf_counter_ns()
+    for _ in range(20):
+        pool.linear([matrix], address(x), 1, [address(out)], False)
+    working = pool.busy_ns
+    assert 0 < working <= threads * (time.perf_counter_ns() - began)
+    time.sleep(0.02)  # idle workers spin meanwhile
+    assert pool.busy_ns == working
+    pool.close()
+
+
+def test_weights_that_are_read_are_counted_by_what_they_are() -> None:
+    """Each expert that has tokens counts once a call, however many tokens it has; a dense matrix once a call."""
+    rng, hidden, ffn, experts = np.random.default_rng(0), 64, 32, 8
+    pool = _native.Pool(CPUS[:1], "scalar")
+    gate, up = (_native.Matrix(0, ffn, hidden, random_weights(Type.F32, experts * ffn, hidden, rng).data, experts) for _ in range(2))
+    down = _native.Matrix(0, hidden, ffn, random_weights(Type.F32, experts * hidden, ffn, rng).data, experts)
+    x, out, weights = np.ones((3, hidden), np.float32), np.zeros((3, hidden), np.float32), np.ones((3, 2), np.float32)
+    ids = np.array([[0, 5], [5, 7], [5, -1]], np.int32)  # three experts
+    pool.experts(gate, up, down, address(x), 3, address(ids), address(weights), 2, address(out))
+    assert (pool.expert_bytes_read, pool.dense_bytes_read) == (3 * 3 * ffn * hidden * 4, 0)
+    small_product(pool)
+    assert (pool.expert_bytes_read, pool.dense_bytes_read) == (3 * 3 * ffn * hidden * 4, 64 * 32 * 4)
+    pool.close()
