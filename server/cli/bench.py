@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from server.bench.offline import Speed, Spread, measure
 from server.cli.flags import config_of
@@ -15,6 +17,9 @@ from server.cli.machine import cpu_name, version
 from server.config import Config
 from server.engine.gguf.reader import GGUFFile
 from server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from server.engine.loader import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,25 @@ def _measured(config: Config, arguments: Namespace) -> tuple[Setting, Speed]:
     try:
         engine.start()  # this thread is one of the pool's, as the scheduler's worker is in the server
         counts = {name: getattr(arguments, name) for name in ("prompt", "gen", "repeat")}
+        drawn = _timeline_of(loaded, arguments)
         speed = measure(engine, engine.vocab_size, **counts, progress=partial(_tell, arguments.repeat))
+        drawn()
     finally:
         engine.close()
     ran_as = (loaded.threads, loaded.isa, loaded.cache_type, engine.prefill_chunk)
     setting = Setting(version(), cpu_name(), loaded.device, loaded.name, file.path.name, *ran_as)
     return setting, speed
+
+
+def _timeline_of(loaded: LoadedModel, arguments: Namespace) -> Callable[[], None]:
+    """What draws --timeline, once it may; whether it can at all is found out before anything is measured."""
+    if arguments.timeline is None:
+        return lambda: None
+    from server.bench import timeline
+
+    engine = timeline.takes_turns(loaded.engine)
+    title = f"One token of {loaded.name} after {arguments.prompt}, on {loaded.device} and {loaded.threads} CPU threads"
+    return lambda: arguments.timeline.write_text(timeline.draw(title, timeline.measure(engine, arguments.prompt)))
 
 
 def _check_fits(file: GGUFFile, arguments: Namespace) -> None:

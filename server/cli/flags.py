@@ -228,6 +228,7 @@ def _add_offline_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", type=_count, default=512, metavar="N", help="prompt tokens to prefill (default: 512)")
     parser.add_argument("--gen", type=_count, default=64, metavar="N", help="tokens to decode after the prompt (default: 64)")
     parser.add_argument("--repeat", type=_count, default=3, metavar="N", help="timed runs, after one that is not timed (default: 3)")
+    parser.add_argument("--timeline", type=Path, metavar="FILE", help="with a GPU: draw what it and the CPUs do in a step of decode, as an SVG")
 
 
 def _add_experts_flags(parser: ArgumentParser) -> None:

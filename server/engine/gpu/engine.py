@@ -93,8 +93,9 @@ class GpuEngine(LocalEngine):
         if captured is None:
             self._sampler.enqueue(self._last_logits(step), step.sampler)
         else:
-            self._sampler.enqueue(captured.launch(step.token_ids[0], step.start, step.pages), step.sampler)
+            logits = captured.launch(step.token_ids[0], step.start, step.pages)
             captured.finish()
+            self._sampler.enqueue(logits, step.sampler)  # while the GPU is at the head: before `finish` it would keep the pool waiting
         self._wait()
         return self._sampler.result()
 

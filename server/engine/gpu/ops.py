@@ -256,7 +256,10 @@ class GpuOps:
             return
         rows = self._staging.rows("embedding", len(row_ids), out.shape[1])
         self.native.dequantize_rows(matrix.host, row_ids, rows)
-        out.copy_(rows, non_blocking=True)
+        if len(row_ids) <= FEW:
+            self.kernels.fetch(out, rows)  # sooner there than a copy
+        else:
+            out.copy_(rows, non_blocking=True)
 
     def rms_norm(self, x: Tensor, norm: Norm, out: Tensor | None = None) -> None:
         flat = x.view(-1, norm.weight.numel())

@@ -48,14 +48,14 @@ class Capture:
 
     def fetch_inputs(self) -> None:
         """The graph's first node."""
-        self._inputs_there.copy_(self.inputs, non_blocking=True)
+        self._kernels.fetch(self._inputs_there, self.inputs)
 
     def dequantize_rows(self, table: Matrix, row_ids: Tensor, out: Tensor) -> None:
         """Rows that the CPU looks up before the graph is launched."""
         rows = self._pinned(out)
         with self._native.record(self.before):
             self._native.dequantize_rows(table, row_ids, rows)
-        out.copy_(rows, non_blocking=True)
+        self._kernels.fetch(out, rows)
 
     def experts(self, gate: Matrix, up: Matrix, down: Matrix, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> Callable[[], None]:
         """Hand over to the pool; what is returned waits for its answer and adds it to `out`."""
@@ -85,6 +85,7 @@ class GraphStep:
         native = ops.native
         self._capture = Capture(native, ops.kernels, flags, ops.device, cache.num_pages, capacity)
         self._token = torch.zeros(1, dtype=torch.int64)
+        self._capture.fetch_inputs()  # its kernel is compiled at its first launch, for which a capture is no place
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), ops.capturing(self._capture), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._capture.fetch_inputs()

@@ -31,6 +31,7 @@ class Kernels:
     combine: Kernel  # grouped.py
     send: Kernel  # handoff.py
     receive: Kernel  # handoff.py
+    fetch: Kernel  # handoff.py
     draw: Kernel  # sample.py
     compile_only: Callable[[Executor], AbstractContextManager[None]] | None = None  # ahead.py; None where nothing is compiled
 
@@ -53,6 +54,7 @@ def plain_kernels() -> Kernels:
         plain_grouped.combine,
         plain_small.send,
         plain_small.receive,
+        plain_small.fetch,
         plain_small.draw,
     )
 
@@ -75,6 +77,7 @@ def triton_kernels() -> Kernels:
         grouped.combine,
         handoff.send,
         handoff.receive,
+        handoff.fetch,
         sample.draw,
         ahead.compile_only,
     )

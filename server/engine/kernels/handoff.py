@@ -25,6 +25,11 @@ def receive(out: Tensor, pinned: Tensor) -> None:
     _receive[(triton.cdiv(out.numel(), _BLOCK),)](out, pinned, out.numel(), BLOCK=_BLOCK, num_warps=4)
 
 
+def fetch(out: Tensor, pinned: Tensor) -> None:
+    """out = pinned: contiguous, of one shape and type; out on the device, the other in pinned memory."""
+    _fetch[(triton.cdiv(out.numel(), _BLOCK),)](out, pinned, out.numel(), BLOCK=_BLOCK, num_warps=4)
+
+
 def raise_flag(flag: Tensor, value: int) -> None:
     """Write `value` to flag [1] int32 in pinned memory; whoever sees it sees all that the stream wrote before."""
     _raise_flag[(1,)](flag, value, num_warps=1)
@@ -48,6 +53,12 @@ def _receive(out, pinned, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     arrived = tl.load(pinned + at, mask=at < size, other=0.0, volatile=True)
     tl.store(out + at, tl.load(out + at, mask=at < size) + arrived, mask=at < size)
+
+
+@triton.jit
+def _fetch(out, pinned, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(pinned + at, mask=at < size, volatile=True), mask=at < size)
 
 
 @triton.jit(do_not_specialize=["value"])

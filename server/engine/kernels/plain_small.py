@@ -52,6 +52,11 @@ def receive(out: Tensor, pinned: Tensor) -> None:
     out.add_(pinned.to(out.device, non_blocking=True))
 
 
+def fetch(out: Tensor, pinned: Tensor) -> None:
+    """out = pinned."""
+    out.copy_(pinned, non_blocking=True)
+
+
 def draw(logits: Tensor, b: DrawBuffers, way: Way) -> None:
     """From logits [vocab] and b.scalars to b.token, and to b.logprobs and b.leader_ids where asked for. Cutoffs come out of a sort here."""
     scalars = b.scalars.to(logits.device, non_blocking=True)

@@ -38,6 +38,16 @@ def test_what_arrives_is_added(device: str, size: int, receive: Callable[..., No
     assert torch.equal(out.cpu(), expected)
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(1, torch.int32), (129, torch.int32), (511, torch.float32), (7168, torch.float32)])
+@pytest.mark.parametrize("fetch", [handoff.fetch, plain_small.fetch])
+def test_what_is_fetched_is_there(device: str, size: int, dtype: torch.dtype, fetch: Callable[..., None]) -> None:
+    out, pinned = torch.full((size + 1,), -7, dtype=dtype, device=device), host(size, dtype=dtype)
+    pinned.copy_(torch.randint(0, 1000, (size,)))
+    fetch(out[:size], pinned)
+    assert torch.equal(out[:size].cpu(), pinned)
+    assert out[size] == -7  # nothing beyond the end
+
+
 def test_a_raised_flag_is_passed(device: str) -> None:
     flag = host(1, dtype=torch.int32)
     handoff.raise_flag(flag, 3)
