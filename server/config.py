@@ -8,6 +8,7 @@ A key's name is the same everywhere: field here, key in the file's section, flag
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Numa = Literal["auto", "shard", "replicate", "off"]
 Prefill = Literal["auto", "cpu", "stream", "split"]
 Precision = Literal["auto", "bf16", "int8"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,23 @@ class ApiConfig:
 
     host: str = "127.0.0.1"
     port: int = 10002
-    api_key: str | None = field(default=None, repr=False)
+    api_key: tuple[str, ...] = field(default=(), repr=False)  # any one of them opens the API
+    api_key_file: Path | None = None  # more of them, one a line
+    allowed_hosts: tuple[str, ...] = ()  # names in the Host header beside this machine's own; "*": any
+    cors_origins: tuple[str, ...] = ()  # web pages that may call the API from a browser; "*": any
     ssl_keyfile: Path | None = None
     ssl_certfile: Path | None = None
     force_think: bool = False
     reasoning_format: ReasoningFormat = "deepseek"
     keep_alive_s: float = 5.0  # between SSE comments while a stream waits
+    max_body_mb: float = 16.0  # 10^6 bytes of a request's body; more gets 413
+    read_timeout_s: float = 30.0  # for a request's head, and then for its body, to arrive
+    write_timeout_s: float = 60.0  # a client that takes nothing of its reply for so long is cut off
+    request_timeout_s: float | None = None  # a request's waiting and running together; None: for ever
+    metrics_port: int | None = None  # /metrics on a port of its own; None: on the API's
+    metrics_host: str = "127.0.0.1"  # the address of that port
+    log_format: LogFormat = "text"
+    log_prompts: bool = False  # what the model is given, word for word
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +170,8 @@ def _convert(label: str, key: str, value: object) -> Any:
         return None
     if get_origin(kind) is Literal:
         return _choice(label, value, get_args(kind))
+    if get_origin(kind) is tuple:
+        return _to_words(label, value)
     return _CONVERTERS[kind](label, value)
 
 
@@ -199,6 +214,12 @@ def _to_str(label: str, value: object) -> str:
     if isinstance(value, (dict, list)) or value == "":
         raise ConfigError(f"{label} must be some text, not {value!r}.")
     return str(value)
+
+
+def _to_words(label: str, value: object) -> tuple[str, ...]:
+    """`a,b` or a YAML list of texts."""
+    words = value if isinstance(value, (list, tuple)) else _to_str(label, value).split(",")
+    return tuple(_to_str(label, word).strip() for word in words)
 
 
 def _to_path(label: str, value: object) -> Path:
@@ -256,10 +277,36 @@ def _scheduler_rules(scheduler: SchedulerConfig) -> list[tuple[bool, str]]:
 
 
 def _api_rules(api: ApiConfig) -> list[tuple[bool, str]]:
+    return [*_address_rules(api), *_limit_rules(api)]
+
+
+def _address_rules(api: ApiConfig) -> list[tuple[bool, str]]:
     missing = [path for path in (api.ssl_keyfile, api.ssl_certfile) if path and not path.is_file()]
+    metrics = api.metrics_port
+    origin = next((origin for origin in api.cors_origins if not _ORIGIN.fullmatch(origin)), None)
+    host = next((host for host in api.allowed_hosts if not _HOST.fullmatch(host)), None)
     return [
         (0 <= api.port <= 65535, f"port is {api.port}, but ports go from 1 to 65535 (0 takes any free one). The default is 10002."),
-        (api.keep_alive_s > 0, f"keep_alive_s is {api.keep_alive_s}, but it counts the seconds between two signs of life, more than 0. The default is 5."),
+        (metrics is None or 0 <= metrics <= 65535, f"metrics_port is {metrics}, but ports go from 1 to 65535 (0 takes any free one)."),
+        (metrics in (None, 0) or metrics != api.port, f"metrics_port and port are both {metrics}: leave metrics_port out to have /metrics on the API's port."),
+        (origin is None, f"cors_origins has {origin!r}; an origin is like https://chat.example.com or http://localhost:3000, without a path, or * for any."),
+        (host is None, f"allowed_hosts has {host!r}; a host is a name or an address, without http:// and without a port, or * for any."),
         ((api.ssl_keyfile is None) == (api.ssl_certfile is None), "HTTPS needs both ssl_keyfile and ssl_certfile: give the other one as well."),
         (not missing, f"There is no file {missing[0] if missing else ''}: ssl_keyfile and ssl_certfile must name PEM files."),
+    ]
+
+
+# Scheme, name or [address], and a port that is not the scheme's own: what a browser writes into Origin.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/:@\[\]]+)(:\d+)?")
+_HOST = re.compile(r"\*|[0-9a-fA-F:]+|[^\s/:@\[\]]+")
+
+
+def _limit_rules(api: ApiConfig) -> list[tuple[bool, str]]:
+    limit = api.request_timeout_s
+    return [
+        (api.keep_alive_s > 0, f"keep_alive_s is {api.keep_alive_s}, but it counts the seconds between two signs of life, more than 0. The default is 5."),
+        (api.max_body_mb > 0, f"max_body_mb is {api.max_body_mb}, but a body has a size, in millions of bytes. The default is 16."),
+        (api.read_timeout_s > 0, f"read_timeout_s is {api.read_timeout_s}, but it counts seconds, more than 0. The default is 30."),
+        (api.write_timeout_s > 0, f"write_timeout_s is {api.write_timeout_s}, but it counts seconds, more than 0. The default is 60."),
+        (limit is None or limit > 0, f"request_timeout_s is {limit}, but it counts seconds, more than 0. Leave it out to let a request take its time."),
     ]

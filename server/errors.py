@@ -11,6 +11,7 @@ MoespanError
 │   └── ContextOverflow    prompt and reply cannot fit into the KV cache       (HTTP 400)
 ├── QueueFull              try again later                                     (HTTP 429)
 ├── ShuttingDown           the server is going away, or is not there yet       (HTTP 503)
+├── SlowReader             the client did not take its reply                   (ends its stream)
 └── EngineFailure          our own fault                                       (HTTP 500)
 """
 
@@ -78,6 +79,13 @@ class QueueFull(MoespanError):
 
 class ShuttingDown(MoespanError):
     """The server does not take requests now: it is still loading, or it is going down."""
+
+
+class SlowReader(MoespanError):
+    """The client takes its reply so slowly that more of it waits than may."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"The reply was ended because {waiting} tokens of it were not read. Read the stream as it comes, or ask without 'stream'.")
 
 
 class EngineFailure(MoespanError):

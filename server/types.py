@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # the client's request that is worked on, for the log
 
 
 class FinishReason(StrEnum):
@@ -11,6 +16,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"  # an end-of-text token, or a stop string
     LENGTH = "length"  # max_tokens, or the end of the KV cache
+    TOOL_CALLS = "tool_calls"  # ended by itself, and the reply holds calls of tools
     CANCELLED = "cancelled"  # the client went away; never seen on the wire
 
 
@@ -18,7 +24,7 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How the next token is drawn. The defaults are OpenAI's; temperature 0 is greedy.
 
-    The order is: logit_bias, penalties, temperature, top_k, top_p, min_p, draw.
+    The order is: constraint, logit_bias, penalties, temperature, top_k, top_p, min_p, draw.
     """
 
     temperature: float = 1.0  # >= 0
@@ -33,6 +39,21 @@ class SamplingParams:
     top_logprobs: int | None = None  # None: no logprobs; 0..20: that many beside the chosen one
 
 
+class TokenMask(Protocol):
+    """What one request's reply must look like, token by token. Made by text/grammar.py, asked by the engine's samplers, from the engine's thread alone."""
+
+    def mask(self) -> memoryview | None:
+        """Which tokens may come next: int32 words [ceil(vocab / 32)], token i where bit i % 32 of word i // 32 is set. None: all may.
+
+        The words stay as they are until `accept`. Raises RequestError when no token may.
+        """
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """The token that was drawn. Raises RequestError when it was not allowed."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One sequence to run: token ids in, at most max_tokens out. Text never comes this far down."""
@@ -42,6 +63,7 @@ class GenerateRequest:
     max_tokens: int  # >= 1; the scheduler also ends at the end of the KV cache
     sampling: SamplingParams = SamplingParams()
     stop_ids: frozenset[int] = frozenset()  # end-of-text ids; the token that ends is not part of the reply
+    constraint: TokenMask | None = None  # of this request alone, for it moves on with each token
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +95,28 @@ class Timings:
     def decode_per_s(self) -> float:
         """Tokens a second after the first one, which prefill drew; 0 when there was no second one."""
         return (self.generated_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """What a GPU has done since the engine's start, and what it holds, whoever used it."""
+
+    busy_s: float  # in which something ran on it
+    memory_used: int  # bytes
+    memory_total: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUse:
+    """What the engine's parts have done since its start: counters, read while it works."""
+
+    pool_threads: int
+    pool_busy_s: float  # that all threads of the pool together worked
+    expert_bytes: int  # of routed experts' weights that the pool read
+    dense_bytes: int  # of other weights that the pool read
+    streamed_bytes: int = 0  # of routed experts' weights that went to the GPU over PCIe
+    roads: Mapping[str, int] | None = None  # with a GPU: a prompt's chunks of a layer of experts, by where they were computed
+    gpu: GpuUse | None = None  # None: there is none, or nobody can say
 
 
 @dataclass(frozen=True, slots=True)

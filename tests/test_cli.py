@@ -59,7 +59,7 @@ def test_both_spellings_of_a_flag(flag, joined):
 
 
 def test_hyphens_in_values_stay():
-    assert config_of(parse(["serve", "--model-name=a-b", "--api_key", "c-d"])).api.api_key == "c-d"
+    assert config_of(parse(["serve", "--model-name=a-b", "--api_key", "c-d"])).api.api_key == ("c-d",)
     assert config_of(parse(["serve", "--model-name=a-b"])).model.model_name == "a-b"
 
 
@@ -377,7 +377,7 @@ def test_the_welcome_asks_an_embedded_model_what_it_can_answer(name, question):
 
 
 def test_the_welcome_keeps_the_key_to_itself():
-    text = serve.welcome("m", "https://h:1", Config(api=ApiConfig(api_key="s3cret", ssl_certfile=Path("c"), ssl_keyfile=Path("k"))))
+    text = serve.welcome("m", "https://h:1", Config(api=ApiConfig(api_key=("s3cret",), ssl_certfile=Path("c"), ssl_keyfile=Path("k"))))
     assert "s3cret" not in text
     assert '-H "Authorization: Bearer $API_KEY"' in text
     assert "curl -N -k https" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from server.cli.flags import HELP
 from server.config import KEYS, SECTIONS, ApiConfig, Config, EngineConfig, ModelConfig, load_config
 from server.errors import ConfigError
 
@@ -39,7 +40,12 @@ def test_the_shipped_file_shows_every_key_with_its_default():
     assert load_config(SHIPPED) == Config()
     for section, keys in tree.items():
         for key, value in keys.items():
-            assert value == getattr(SECTIONS[section](), key), f"{section}.{key}"
+            shown = tuple(value) if isinstance(value, list) else value
+            assert shown == getattr(SECTIONS[section](), key), f"{section}.{key}"
+
+
+def test_every_key_has_a_flag_that_says_what_it_does():
+    assert list(HELP) == list(KEYS)
 
 
 def test_the_file_wins_over_defaults_and_flags_win_over_the_file(write):
@@ -55,6 +61,14 @@ def test_values_get_their_field_s_type(write):
     assert isinstance(config.api.keep_alive_s, float)
     assert config.model.gguf_path == Path(os.path.expanduser("~/m.gguf"))
     assert (config.scheduler.grace_s, config.api.port) == (1.5, 0)
+
+
+def test_several_values_stand_between_commas_or_in_a_list(write):
+    expected = ApiConfig(api_key=("a", "b"), cors_origins=("http://localhost:3000", "https://[::1]"), allowed_hosts=("box", "::1"))
+    given = {"api_key": "a, b", "cors_origins": "http://localhost:3000,https://[::1]", "allowed_hosts": "box,::1"}
+    assert load_config(flags=given).api == expected
+    text = "api: {api_key: [a, b], cors_origins: ['http://localhost:3000', 'https://[::1]'], allowed_hosts: [box, '::1']}"
+    assert load_config(write(text)).api == expected
 
 
 def test_a_key_left_empty_keeps_its_default(write):
@@ -128,6 +142,19 @@ def test_a_file_that_is_not_there():
         ({"force_think": "maybe"}, "--force_think must be true or false, not 'maybe'"),
         ({"reasoning_format": "auto"}, "--reasoning_format must be one of deepseek, none"),
         ({"model": "smollm2", "gguf_path": "a.gguf"}, "model (smollm2) and gguf_path (a.gguf) both name a model: give one of them."),
+        ({"api_key": "a,,b"}, "--api_key must be some text, not ''"),
+        ({"cors_origins": "http://a/"}, "cors_origins has 'http://a/'; an origin is like https://chat.example.com"),
+        ({"cors_origins": "http://a,localhost:3000"}, "cors_origins has 'localhost:3000'"),
+        ({"allowed_hosts": "http://box"}, "allowed_hosts has 'http://box'; a host is a name or an address"),
+        ({"allowed_hosts": "box:8080"}, "allowed_hosts has 'box:8080'"),
+        ({"max_body_mb": "0"}, "max_body_mb is 0.0"),
+        ({"read_timeout_s": "0"}, "read_timeout_s is 0.0"),
+        ({"write_timeout_s": "-1"}, "write_timeout_s is -1.0"),
+        ({"request_timeout_s": "0"}, "request_timeout_s is 0.0, but it counts seconds, more than 0. Leave it out"),
+        ({"metrics_port": "70000"}, "metrics_port is 70000, but ports go from 1 to 65535"),
+        ({"metrics_port": "10002"}, "metrics_port and port are both 10002"),
+        ({"log_format": "xml"}, "--log_format must be one of text, json, not 'xml'"),
+        ({"log_prompts": "some"}, "--log_prompts must be true or false"),
         ({"ssl_keyfile": "key.pem"}, "HTTPS needs both ssl_keyfile and ssl_certfile"),
         ({"ssl_certfile": "cert.pem"}, "HTTPS needs both ssl_keyfile and ssl_certfile"),
         ({"ssl_keyfile": "key.pem", "ssl_certfile": "cert.pem"}, "There is no file key.pem"),

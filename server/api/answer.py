@@ -6,20 +6,30 @@ prompts are not refused.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from server.api.access import note_end
 from server.api.convert import Prepared
+from server.api.errors import RequestTimeout
+from server.api.problems import Json
 from server.api.serving import Loaded
-from server.api.shapes import Choice, Json, Shape, timings, usage
-from server.scheduler.reply import AsyncReply, Finished, Part, Piece, Progress, ReplyText
+from server.api.shapes.base import Choice, Shape
+from server.scheduler.reply import AsyncReply, Finished, Part, Piece, Progress, ReplyText, ToolCall
 
 
 class Answer:
-    """Submits the first sequence when it is made, which raises what Service.submit raises. Close it, whatever happens."""
+    """Submits the first sequence when it is made, which raises what Service.submit raises. Close it, whatever happens.
 
-    def __init__(self, loaded: Loaded, prepared: Sequence[Prepared]) -> None:
+    With `timeout_s`, RequestTimeout is raised instead of what would come later than so many seconds from now.
+    """
+
+    def __init__(self, loaded: Loaded, prepared: Sequence[Prepared], timeout_s: float | None = None) -> None:
         self._loaded = loaded
         self._prepared = prepared
+        self._timeout_s = timeout_s
+        self._deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         for each in prepared:
             loaded.service.check(each.request)
         self.status = "waiting"  # what a keep-alive comment says
@@ -29,7 +39,8 @@ class Answer:
             loaded.service.expect_more(self._work)
 
     def _submit(self, prepared: Prepared, *, continues: bool = False) -> AsyncReply:
-        text = ReplyText(self._loaded.tokenizer, prepared.rules, len(prepared.request.prompt_ids))
+        counted = len(prepared.request.prompt_ids) if prepared.first else 0
+        text = ReplyText(self._loaded.tokenizer, prepared.rules, counted)
         return AsyncReply(self._loaded.service, prepared.request, text, continues=continues)
 
     async def begin(self, timeout_s: float) -> None:
@@ -44,8 +55,23 @@ class Answer:
                 self._reply = self._submit(prepared, continues=True)
                 if index == len(self._prepared) - 1:
                     self._loaded.service.expect_no_more(self._work)
-            async for parts in self._reply.batches():
+            async for parts in self._in_time(self._reply.batches()):
+                for part in parts:
+                    if isinstance(part, Finished):
+                        note_end(part)
                 yield index, parts
+
+    async def _in_time(self, batches: AsyncIterator[list[Part]]) -> AsyncIterator[list[Part]]:
+        """The same, up to the deadline."""
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                try:
+                    async with asyncio.timeout_at(self._deadline):
+                        parts = await anext(batches)
+                except TimeoutError:
+                    assert self._timeout_s is not None
+                    raise RequestTimeout(self._timeout_s) from None
+                yield parts
 
     def close(self) -> None:
         """Cancel what still runs or waits."""
@@ -57,33 +83,25 @@ class Answer:
         choices = [Choice() for _ in self._prepared]
         async for index, parts in self.batches():
             for part in parts:
-                if isinstance(part, Piece):
-                    choices[index].pieces.append(part)
-                elif isinstance(part, Finished):
-                    choices[index].end = part
+                choices[index].add(part)
         return shape.whole(choices)
 
-    async def chunks(self, shape: Shape, *, include_usage: bool) -> AsyncIterator[list[Json]]:
-        """Everything as chunks, as many at a time as there are."""
-        ends: list[Finished] = []
+    async def events(self, shape: Shape) -> AsyncIterator[list[Json]]:
+        """Everything as a stream's events, as many at a time as there are."""
         yield shape.opening()
         async for index, parts in self.batches():
-            chunks: list[Json] = []
-            for part in parts:
-                if isinstance(part, Piece):
-                    self.status = "generating"
-                    chunks.append(shape.piece(index, part))
-                elif isinstance(part, Progress):
-                    self.status = f"prefilled {part.prefilled} of {len(self._prepared[index].request.prompt_ids)} tokens"
-                else:
-                    ends.append(part)
-                    chunks += self._last(shape, index, ends, include_usage)
-            yield chunks
+            yield [event for part in parts for event in self._events(shape, index, part)]
 
-    def _last(self, shape: Shape, index: int, ends: Sequence[Finished], include_usage: bool) -> list[Json]:
-        """A choice's last chunk. `timings` go with the very last one, which is the usage chunk where that was asked for."""
-        if len(ends) < len(self._prepared):
-            return [shape.ending(index, ends[-1])]
-        if not include_usage:
-            return [shape.ending(index, ends[-1], timings=timings(ends))]
-        return [shape.ending(index, ends[-1]), shape.chunk([], usage=usage(ends), timings=timings(ends))]
+    def _events(self, shape: Shape, index: int, part: Part) -> list[Json]:
+        match part:
+            case Progress():
+                self.status = f"prefilled {part.prefilled} of {len(self._prepared[index].request.prompt_ids)} tokens"
+                return []
+            case Finished():
+                return shape.ending(index, part)
+            case Piece():
+                self.status = "generating"
+                return shape.piece(index, part)
+            case ToolCall():
+                self.status = "generating"
+                return shape.call(index, part)

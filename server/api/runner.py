@@ -13,13 +13,16 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from prometheus_client import start_http_server
 from sse_starlette.sse import AppStatus
 
 from server.api.app import create_app
+from server.api.connection import with_deadlines
 from server.api.serving import Loaded, Serving
 from server.config import ApiConfig
 from server.errors import ConfigError, DeviceError
@@ -27,6 +30,8 @@ from server.errors import ConfigError, DeviceError
 log = logging.getLogger(__name__)
 
 SAME_SIGNAL_S = 1.0
+IDLE_CONNECTION_S = 75  # longer than proxies and clients keep theirs, so that none sends into a connection that just closes
+DEAD_CLIENT_S = 60  # of silence, after which the kernel asks whether the client is still there (and six times more, 10 s apart)
 CLOSING_S = 5  # for replies that are written but not read yet, once the engine has nothing left to do
 
 
@@ -35,16 +40,26 @@ def bind(config: ApiConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _notice_dead_clients(listener)
     try:
         listener.bind((config.host, config.port))
         listener.listen(2048)
     except (OSError, OverflowError) as error:
         listener.close()
-        raise DeviceError(
-            f"Cannot listen on {config.host} port {config.port}: {getattr(error, 'strerror', None) or error}. "
-            f"Stop what uses it, or choose another with --port and --host."
-        ) from error
+        raise _cannot_listen(config.host, config.port, error, "--port and --host") from error
     return listener
+
+
+def _notice_dead_clients(listener: socket.socket) -> None:
+    """For its connections too: one whose machine lost power sends no goodbye, and would be waited for as long as its request takes."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, DEAD_CLIENT_S), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)):
+        listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _cannot_listen(host: str, port: int | None, error: Exception, flags: str) -> DeviceError:
+    reason = getattr(error, "strerror", None) or error
+    return DeviceError(f"Cannot listen on {host} port {port}: {reason}. Stop what uses it, or choose another with {flags}.")
 
 
 class Runner:
@@ -63,8 +78,9 @@ class Runner:
 
     def run(self) -> None:
         """Serve until a signal. Raises what `load` raised. Call it in the main thread, for the signals."""
-        threading.Thread(target=self._load_model, name="load", daemon=True).start()
-        self._server.run(sockets=[self._listener])
+        with _metrics_server(self._serving):
+            threading.Thread(target=self._load_model, name="load", daemon=True).start()
+            self._server.run(sockets=[self._listener])
         if self._loaded is not None:
             self._loaded.service.close()
         if self._failure is not None:
@@ -105,6 +121,26 @@ class Runner:
         self._server.should_exit = True
 
 
+@contextmanager
+def _metrics_server(serving: Serving) -> Iterator[None]:
+    """/metrics on --metrics_port, if there is one. DeviceError when it cannot be had."""
+    host, port = serving.config.api.metrics_host, serving.config.api.metrics_port
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, host, serving.metrics.registry)
+    except (OSError, OverflowError) as error:
+        raise _cannot_listen(host, port, error, "--metrics_port and --metrics_host") from error
+    log.info("Metrics are at http://%s:%d/metrics, without a key.", f"[{host}]" if ":" in host else host, server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with its signals handed to the runner: by itself it stops at once and raises the signal again, so that the exit status is not 0."""
 
@@ -122,6 +158,11 @@ def _uvicorn_config(serving: Serving) -> uvicorn.Config:
         create_app(serving),
         ssl_keyfile=api.ssl_keyfile,
         ssl_certfile=api.ssl_certfile,
+        http=with_deadlines(api.read_timeout_s, api.write_timeout_s),
+        ws="none",
+        lifespan="off",
+        server_header=False,
+        timeout_keep_alive=IDLE_CONNECTION_S,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=CLOSING_S,
@@ -130,4 +171,6 @@ def _uvicorn_config(serving: Serving) -> uvicorn.Config:
         config.load()
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"The TLS files cannot be used: {error}. Check --ssl_keyfile and --ssl_certfile.") from error
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     return config

@@ -47,6 +47,7 @@ _RULES: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "dict_type": _wanted("an object"),
     "model_type": _wanted("an object"),
     "model_attributes_type": _wanted("an object"),
+    "too_long": lambda value, context: f"must not hold more than {context['max_length']}.",
     "too_short": lambda value, context: "must not be empty.",
     "literal_error": lambda value, context: f"must be {context['expected']}, not {quoted(value)}.",
     "greater_than_equal": lambda value, context: f"must be at least {context['ge']:g}, not {value}.",

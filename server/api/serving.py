@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from server.config import Config
@@ -13,6 +14,18 @@ from server.scheduler.service import Service
 from server.scheduler.worker import GOING_DOWN
 from server.text.template import ChatTemplate
 from server.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the model's file says of it, known before it is loaded. Made by the composition root."""
+
+    architecture: str = ""
+    nbytes: int = 0
+    parameters: int = 0
+    quantization: str = ""  # the type of the largest part of the file
+    template: str = ""  # the chat template's source
+    keys: Mapping[str, object] = field(default_factory=dict)  # the metadata, but for arrays and long texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +40,15 @@ class Loaded:
 class Serving:
     """One model's place in the API. `ready` and `stop` are called by the runner, from any thread; requests read it in the event loop."""
 
-    def __init__(self, model_id: str, config: Config, metrics: Metrics) -> None:
+    def __init__(self, model_id: str, config: Config, metrics: Metrics, facts: ModelFacts | None = None) -> None:
         self.model_id = model_id
         self.config = config
         self.metrics = metrics
+        self.facts = facts or ModelFacts()
         self.created = int(time.time())
         self._loaded: Loaded | None = None
         self._stopping = False
+        metrics.watch_state(lambda: self.state)
 
     @property
     def state(self) -> Literal["loading", "ready", "stopping"]:

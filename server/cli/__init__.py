@@ -1,4 +1,4 @@
-"""`moespan serve | chat | bench | eval | inspect | synth`: the composition root, and the only importer of every room.
+"""`moespan serve | chat | batch | bench | eval | inspect | synth`: the composition root, and the only importer of every room.
 
 A command is a module with `run(arguments) -> exit status`. It is imported once it is chosen, so that `--help` costs nothing.
 Exit statuses: 0 done, 1 the model or the machine cannot do it, 2 a flag or a configuration value is wrong, 130 interrupted.
@@ -46,6 +46,10 @@ def _run(arguments: Namespace) -> int:
             from server.cli import chat
 
             return chat.run(arguments)
+        case "batch":
+            from server.cli import batch
+
+            return batch.run(arguments)
         case "bench" if arguments.task == "experts":
             from server.cli import bench_experts
 

@@ -23,6 +23,7 @@ ENGINE_FLAGS = ("cpu_infer", "numa", "cache_lens", "cache_type", "prefill_chunk"
 CONFIG_FLAGS: dict[str, tuple[str, ...]] = {  # command -> the configuration's keys that do something there
     "serve": tuple(KEYS),
     "chat": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens", "force_think"),
+    "batch": (*MODEL_FLAGS, "model_name", *ENGINE_FLAGS, "max_new_tokens", "grace_s", "force_think", "reasoning_format"),
     "bench offline": ("model", "gguf_path", "cpu_infer", "numa", "cache_type", "prefill_chunk", "experts_per_token", "prefill_precision", "prefill", "device"),
     "bench experts": ("cpu_infer", "numa", "prefill_precision"),
     "eval questions": (*MODEL_FLAGS, *ENGINE_FLAGS, "max_new_tokens"),
@@ -51,17 +52,29 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "grace_s": ("S", "seconds that the running request may go on after SIGTERM"),
     "host": ("ADDR", "the address to listen on"),
     "port": ("N", "the port to listen on; 0 takes any free one"),
-    "api_key": ("KEY", "what clients must send as `Authorization: Bearer KEY`"),
+    "api_key": ("KEY,...", "what clients must send as `Authorization: Bearer KEY`, one of them"),
+    "api_key_file": ("FILE", "more keys, one a line; unlike --api_key it shows in no list of processes"),
+    "allowed_hosts": ("NAME,...", "names by which clients reach this server (Host header) beside localhost; * for any"),
+    "cors_origins": ("ORIGIN,...", "web pages that may call the API from a browser, such as http://localhost:3000; * for any"),
     "ssl_keyfile": ("FILE", "with --ssl_certfile: serve HTTPS"),
     "ssl_certfile": ("FILE", "with --ssl_keyfile: serve HTTPS"),
     "force_think": ("true|false", "chat replies begin with <think>"),
     "reasoning_format": ("deepseek|none", "deepseek: thoughts go to reasoning_content; none: the raw reply"),
     "keep_alive_s": ("S", "seconds between comments on a stream that waits or processes its prompt"),
+    "max_body_mb": ("N", "the largest body that a request may have, in millions of bytes; more gets 413"),
+    "read_timeout_s": ("S", "seconds in which a request's head, and then its body, must have arrived"),
+    "write_timeout_s": ("S", "seconds after which a client that takes nothing of its reply is cut off"),
+    "request_timeout_s": ("S", "seconds that a request may wait and run, all in all (default: as long as it takes)"),
+    "metrics_port": ("N", "serve /metrics on this port, without a key, and no longer on the API's"),
+    "metrics_host": ("ADDR", "the address of --metrics_port"),
+    "log_format": ("text|json", "lines for people, or one JSON object a line"),
+    "log_prompts": ("true|false", "write each prompt into the log, as the model gets it"),
 }
 
 COMMANDS = {
     "serve": "answer OpenAI's API over HTTP",
     "chat": "talk to a model in the terminal",
+    "batch": "answer a file of requests in OpenAI's batch format; the same command goes on after an interruption",
     "bench": "measure a model's speed, or that of one layer of experts",
     "eval": "measure how good a model's answers are, and compare two results",
     "inspect": "show what a GGUF file holds",
@@ -146,6 +159,7 @@ def _build() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         _add_common_flags(command, name)
         commands[name] = command
     _add_chat_flags(commands["chat"])
+    _add_batch_flags(commands["batch"])
     _add_offline_flags(commands["bench offline"])
     _add_experts_flags(commands["bench experts"])
     _add_question_flags(commands["eval questions"])
@@ -188,6 +202,8 @@ def _add_config_flags(parser: ArgumentParser, command: str) -> None:
 
 def _default(key: str) -> object:
     value = getattr(SECTIONS[KEYS[key]](), key)
+    if isinstance(value, tuple):
+        return ",".join(value) or None
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -222,6 +238,11 @@ def _add_chat_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1.0)")
     parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens that hold this much probability (default: 1.0)")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+
+
+def _add_batch_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the requests, one a line; - is the standard input")
+    parser.add_argument("output", type=Path, metavar="OUT.jsonl", help="where the answers are added, one a line; - is the standard output")
 
 
 def _add_offline_flags(parser: ArgumentParser) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from server.cli.contents import mix, size
+from server.cli.contents import SHORT_TEXT, mix, size, type_totals
 from server.cli.embedded import chosen_gguf
 from server.cli.machine import gpu_nodes
 from server.config import Config, EngineConfig, ModelConfig
+from server.errors import RequestError
 
 if TYPE_CHECKING:  # torch takes a second to import: wrong flags are answered before that
-    from server.api.serving import Loaded
+    from server.api.serving import Loaded, ModelFacts
     from server.engine.gguf.reader import GGUFFile
     from server.engine.loader import LoadedModel, Progress
     from server.metrics import Metrics
+    from server.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +39,25 @@ def model_id(config: ModelConfig, file: GGUFFile) -> str:
     return file.name
 
 
-def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
-    """Build the engine, and tell the log what is loaded and what it runs on. Raises ModelError, ConfigError or DeviceError."""
+def model_facts(file: GGUFFile) -> ModelFacts:
+    """What the API tells of the model beside its name."""
+    from server.api.serving import ModelFacts
+
+    totals = type_totals(file)
+    template = file.metadata.get("tokenizer.chat_template")
+    return ModelFacts(
+        file.architecture, file.nbytes, sum(total.values for total in totals), totals[0].type, template if isinstance(template, str) else "",
+        {key: value for key, value in file.metadata.items() if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= SHORT_TEXT)},
+    )  # fmt: skip
+
+
+def load_engine(config: Config, file: GGUFFile, told: Progress | None = None) -> LoadedModel:
+    """Build the engine, and tell the log what is loaded and what it runs on; `told` hears how far it is. Raises ModelError, ConfigError or DeviceError."""
     _log.info("Loading %s: %s, %s, %s.", file.path, file.architecture, size(file.nbytes), mix(file))
     _mention_gpu(config.engine)
     from server.engine.loader import load_model
 
-    with _progress_bar() as progress:
+    with _progress_bar(told) as progress:
         loaded = load_model(file, config.engine, hf_directory=config.model.model_path, progress=progress)
     _log.info(
         "%s is loaded: %s, %d threads, ISA %s, KV cache of %d tokens (%s, %s).",
@@ -57,18 +72,34 @@ def load_engine(config: Config, file: GGUFFile) -> LoadedModel:
 def load_chat(config: Config, file: GGUFFile, metrics: Metrics) -> Loaded:
     """The engine behind its scheduler, and the model's text side. Close its service in the end."""
     from server.api.serving import Loaded
-    from server.engine.gpu.engine import GpuEngine
     from server.scheduler.service import Service
     from server.text.load import load_template, load_tokenizer
 
     tokenizer = load_tokenizer(file.metadata, config.model.model_path)
     template = load_template(file.metadata, tokenizer, config.model.model_path)
-    loaded = load_engine(config, file)
+    threading.Thread(target=_prepare_grammars, args=(tokenizer,), name="vocabulary", daemon=True).start()
+    loaded = load_engine(config, file, metrics.loading)
     metrics.experts_per_token.set(loaded.experts_per_token)
-    if isinstance(engine := loaded.engine, GpuEngine):
-        metrics.watch_roads(lambda: engine.roads)
+    metrics.model.info(_about(config, file, loaded))
+    metrics.watch_engine(loaded.engine.use)
     service = Service(loaded.engine, config.scheduler, loaded.cache_lens, metrics, on_start=loaded.engine.start)
     return Loaded(service, tokenizer, template)
+
+
+def _prepare_grammars(tokenizer: Tokenizer) -> None:
+    """A large vocabulary takes a second or two, for which no request should wait. Models without an end of text have no grammars, which requests are told."""
+    from server.text.token_mask import vocabulary_of
+
+    with suppress(RequestError):
+        vocabulary_of(tokenizer)
+
+
+def _about(config: Config, file: GGUFFile, loaded: LoadedModel) -> dict[str, str]:
+    """What the metrics say of the model."""
+    return {
+        "model": model_id(config.model, file), "architecture": file.architecture, "device": loaded.device, "isa": loaded.isa,
+        "cache_type": loaded.cache_type, "bytes": str(file.nbytes),
+    }  # fmt: skip
 
 
 def _own_experts(file: GGUFFile) -> object:
@@ -85,14 +116,20 @@ def _mention_gpu(engine: EngineConfig) -> None:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
-    """A bar of the bytes read, on a terminal; nothing in a log file."""
+def _progress_bar(told: Progress | None) -> Iterator[Progress | None]:
+    """A bar of the bytes read, on a terminal; nothing in a log file. Whoever is `told` hears of them too."""
     if not sys.stderr.isatty():
-        yield None
+        yield told
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     with Progress(TextColumn("Reading"), BarColumn(), DownloadColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if told is not None:
+                told(done, total)
+
+        yield progress

@@ -13,7 +13,7 @@ from server.engine.ops import Span
 from server.engine.protocol import Drawn, Sampler, Step
 from server.engine.sampler import TokenSampler
 from server.errors import RequestError
-from server.types import SamplingParams
+from server.types import EngineUse, SamplingParams, TokenMask
 
 WARM_UP_TOKENS = (8, 64)  # a prompt of few and one of many
 WARM_UP = SamplingParams(temperature=0.0)
@@ -54,10 +54,10 @@ class LocalEngine:
             self.logits(Step((0,) * n, 0, (0,), None))
         self._last_logits(Step((0,), 0, (0,), None))
 
-    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> Sampler:
+    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...], constraint: TokenMask | None = None) -> Sampler:
         """Raises RequestError when logit_bias names a token that the model does not have."""
         self._check(params)
-        return TokenSampler(params, prompt_ids)
+        return TokenSampler(params, prompt_ids, constraint)
 
     def _check(self, params: SamplingParams) -> None:
         beyond = [token_id for token_id in params.logit_bias if not 0 <= token_id < self.vocab_size]
@@ -77,6 +77,10 @@ class LocalEngine:
     def logits(self, step: Step) -> Tensor:
         """Run the step's tokens and return the logits after each of them, [n, vocab] float32: for evaluation and tests."""
         return self._model.logits(self._hidden(step))
+
+    def use(self) -> EngineUse | None:
+        """What the engine's parts have done since the start; None once it is closed. Any thread may ask, and no step waits for it."""
+        return self._ops.use()
 
     def close(self) -> None:
         self._ops.close()

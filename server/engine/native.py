@@ -26,6 +26,7 @@ from torch import Tensor
 from server.engine.numa import Node, Spread, nodes_here, seats
 from server.engine.ops import KVPages, LatentPages, Norm, Rotation, Routing, Span
 from server.errors import DeviceError
+from server.types import EngineUse
 
 if TYPE_CHECKING:
     from server import _native
@@ -107,6 +108,14 @@ class NativeOps:
     def close(self) -> None:
         """End the pool's threads; a second call does nothing."""
         self.pool.close()
+
+    def use(self) -> EngineUse | None:
+        """What the pool has done; None once it is closed. Any thread may ask, while the pool works."""
+        pool = self.pool
+        try:
+            return EngineUse(pool.threads, pool.busy_ns * 1e-9, pool.expert_bytes_read, pool.dense_bytes_read)
+        except ValueError:
+            return None
 
     def program(self) -> Program:
         """An empty one, for `record`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.types import SamplingParams, TokenLogprob
+from server.types import SamplingParams, TokenLogprob, TokenMask
 
 
 class Sampler(Protocol):
@@ -48,8 +48,8 @@ class Engine(Protocol):
         """The most tokens that one step takes."""
         ...
 
-    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> Sampler:
-        """The drawing state for a new request."""
+    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...], constraint: TokenMask | None = None) -> Sampler:
+        """The drawing state for a new request; `constraint` is its own and tells which tokens may be drawn."""
         ...
 
     def step(self, step: Step) -> Drawn | None:

@@ -1,4 +1,4 @@
-"""One request's text side: token ids -> text -> stop strings -> reasoning and answer. The same for HTTP and for `moespan chat`.
+"""One request's text side: token ids -> text -> stop strings -> reasoning, answer and calls of tools. The same for HTTP and for `moespan chat`.
 
 `ReplyText` is the pure part: it turns each TokenEvent into a few small parts. Two readers feed it, `AsyncReply` for an event loop and `SyncReply`
 for a plain loop; both submit when they are made and cancel when they are closed early.
@@ -10,18 +10,23 @@ import asyncio
 import contextlib
 import queue
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from server.errors import MoespanError
+from server.errors import MoespanError, SlowReader
 from server.scheduler.service import Service
 from server.scheduler.worker import Sink
 from server.text.detokenizer import IncrementalDetokenizer
-from server.text.reasoning import Kind, ReasoningParser
+from server.text.reasoning import Kind
+from server.text.split import Split, Splitter
 from server.text.stop import StopStrings
 from server.text.tokenizer import Tokenizer
+from server.text.tools.calls import ToolCall as ToolCall  # one of the parts
+from server.text.tools.formats import ToolRules
 from server.types import FinishReason, GenerateRequest, Timings, TokenEvent, TokenLogprob
+
+MOST_WAITING = 8192  # events that a client may leave lying; with 20 log probabilities each they take 20 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,11 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int  # up to the stop, the end-of-text token among them
     timings: Timings
+    stop_string: str | None = None  # the one that ended it
+    reasoning_tokens: int = 0  # of completion_tokens
 
 
-Part = Piece | Progress | Finished
+Part = Piece | ToolCall | Progress | Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +67,21 @@ class TextRules:
     stops: Sequence[str] = ()
     reasoning: Literal["opened", "closed"] | None = None  # the state in which the prompt leaves <think>; None: do not look for reasoning
     prefix: str = ""  # what the reply begins with although the prompt holds it (a forced <think>)
+    tools: ToolRules | None = None  # in which format calls are looked for; None: they are not
 
 
 class ReplyText:
     """The state of one reply's text. Push each of its events in order."""
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, prompt_tokens: int) -> None:
-        self.stopped = False  # by a stop string: the engine has to be told
+        self.stopped = False  # by a stop string, or behind the one call that was wanted: the engine has to be told
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stops = StopStrings(rules.stops)
-        self._reasoning = ReasoningParser(opened=rules.reasoning == "opened") if rules.reasoning else None
+        self._splitter = Splitter(rules.reasoning, rules.tools)
         self._prefix = rules.prefix
         self._prompt_tokens = prompt_tokens
         self._tokens = 0
+        self._reasoning_tokens = 0
         self._made = 0  # characters that the tokens so far have made
         self._shown = 0  # of them, those that no stop string holds back
         self._logprobs: deque[tuple[int, TokenLogprob]] = deque()  # of tokens not shown yet, each with the characters made before it
@@ -90,66 +99,89 @@ class ReplyText:
             parts += self._finish(event.finish_reason, event.timings or Timings())
         return parts
 
-    def _token(self, token_id: int, logprob: TokenLogprob | None) -> list[Piece]:
+    def _token(self, token_id: int, logprob: TokenLogprob | None) -> list[Piece | ToolCall]:
         self._tokens += 1
         if logprob is not None:
             self._logprobs.append((self._made, logprob))
-        return self._show(self._detokenizer.push(token_id))
+        thinking = self._splitter.thinking
+        parts = self._show(self._detokenizer.push(token_id))
+        if thinking or self._splitter.thinking:
+            self._reasoning_tokens = self._tokens
+        return parts
 
-    def _show(self, text: str) -> list[Piece]:
+    def _show(self, text: str) -> list[Piece | ToolCall]:
         """What of the text may be seen already."""
-        seen, self.stopped = self._stops.push(text)
+        seen, stopped = self._stops.push(text)
         self._made += len(text)
         self._shown += len(seen)
         prefix, self._prefix = self._prefix, ""
-        return self._pieces(self._split(prefix + seen) + (self._split_rest() if self.stopped else []))
+        parts = self._parts(self._splitter.push(prefix + seen) + (self._splitter.flush() if stopped else []))
+        self.stopped = stopped or self._splitter.finished
+        return parts
 
-    def _split(self, text: str) -> list[tuple[Kind, str]]:
-        if self._reasoning is not None:
-            return self._reasoning.push(text)
-        return [("content", text)] if text else []
-
-    def _split_rest(self) -> list[tuple[Kind, str]]:
-        return self._reasoning.flush() if self._reasoning is not None else []
-
-    def _pieces(self, split: list[tuple[Kind, str]]) -> list[Piece]:
-        """The log probabilities of the tokens that may be seen now go with the first of the new text."""
+    def _parts(self, split: list[Split]) -> list[Piece | ToolCall]:
+        """The log probabilities of the tokens that may be seen now go with the first of the new text; those of a call's tokens go with nothing."""
         if not split:
             return []
         logprobs: list[TokenLogprob] = []
         while self._logprobs and self._logprobs[0][0] < self._shown:
             logprobs.append(self._logprobs.popleft()[1])
-        (kind, text), *others = split
-        return [Piece(kind, text, tuple(logprobs)), *(Piece(kind, text) for kind, text in others)]
+        parts: list[Piece | ToolCall] = []
+        for part in split:
+            if isinstance(part, ToolCall):
+                parts.append(part)
+            else:
+                parts.append(Piece(*part, tuple(logprobs)))
+                logprobs = []
+        return parts
 
     def _finish(self, reason: FinishReason, timings: Timings) -> list[Part]:
         cut_by_us = self.stopped
         parts: list[Part] = [] if cut_by_us else [*self._flush()]
         tokens = self._tokens if cut_by_us else timings.generated_tokens
-        return [*parts, Finished(FinishReason.STOP if self.stopped else reason, self._prompt_tokens, tokens, timings)]
+        return [*parts, Finished(self._reason(reason), self._prompt_tokens, tokens, timings, self._stops.found, self._reasoning_tokens)]
 
-    def _flush(self) -> list[Piece]:
+    def _reason(self, reason: FinishReason) -> FinishReason:
+        """Why the reply ended, now that its text is known."""
+        if self.stopped:
+            reason = FinishReason.STOP
+        called = self._splitter.called and self._stops.found is None
+        return FinishReason.TOOL_CALLS if called and reason is FinishReason.STOP else reason
+
+    def _flush(self) -> list[Piece | ToolCall]:
         """What was held back, now that nothing can follow. The last half character may still complete a stop string."""
-        pieces = self._show(self._detokenizer.flush())
+        parts = self._show(self._detokenizer.flush())
         if not self.stopped:
             self._shown = self._made
-            pieces += self._pieces(self._split(self._stops.flush()) + self._split_rest())
-        if self._logprobs and not self.stopped:  # of tokens without text
-            pieces.append(Piece("content", "", tuple(logprob for _, logprob in self._logprobs)))
-        return pieces
+            parts += self._parts(self._splitter.push(self._stops.flush()) + self._splitter.flush())
+        if self._logprobs and not self.stopped and not self._splitter.called:  # of tokens without text
+            parts.append(Piece("content", "", tuple(logprob for _, logprob in self._logprobs)))
+        return parts
 
 
 class Mailbox:
-    """Events from the engine's thread to one coroutine. While the coroutine has not woken yet, further events cost it no further wake-up."""
+    """Events from the engine's thread to one coroutine. While the coroutine has not woken yet, further events cost it no further wake-up.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    The engine waits for nobody, so what a slow client has not taken gathers here, up to MOST_WAITING. One event more ends the request: `on_full` is
+    called, and the coroutine, should it come back, finds what there was and then SlowReader.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_full: Callable[[], None]) -> None:
         self._loop = loop
+        self._on_full = on_full
+        self._full = False
         self._events: deque[TokenEvent] = deque()
         self._ready = asyncio.Event()
         self._woken = False
 
     def put(self, event: TokenEvent) -> None:
         """Called in the engine's thread; never blocks."""
+        if self._full:
+            return
+        if len(self._events) >= MOST_WAITING and event.finish_reason is None and event.error is None:
+            self._full = True
+            event = TokenEvent(event.request_id, error=SlowReader(len(self._events)))
+            self._on_full()
         self._events.append(event)
         if not self._woken:
             self._woken = True
@@ -175,7 +207,7 @@ class _Submitted:
         service.submit(request, sink, continues=continues)
 
     def _push(self, event: TokenEvent) -> list[Part]:
-        """The event's parts; tells the engine when a stop string has ended the reply, and raises the event's error."""
+        """The event's parts; tells the engine when a stop string, or the one call that is wanted, has ended the reply, and raises the event's error."""
         self._over = event.finish_reason is not None or event.error is not None
         was_stopped = self._text.stopped
         parts = self._text.push(event)
@@ -194,7 +226,7 @@ class AsyncReply(_Submitted):
     """A request that was submitted, read in the running event loop. Raises what Service.submit raises. Close it, whatever happens."""
 
     def __init__(self, service: Service, request: GenerateRequest, text: ReplyText, *, continues: bool = False) -> None:
-        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: service.cancel(request.request_id))
         self._early: list[Part] = []
         self._error: Exception | None = None
         super().__init__(service, request, text, self._mailbox.put, continues=continues)
@@ -203,9 +235,9 @@ class AsyncReply(_Submitted):
         """Wait for the first text or the end, at most so long. Raises the error of a request that fails before its first text."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not self._over and not any(isinstance(part, Piece) for part in self._early):
+                while not self._over and not any(isinstance(part, Piece | ToolCall) for part in self._early):
                     self._early += await self._next()
-        if self._error is not None and not any(isinstance(part, Piece) for part in self._early):
+        if self._error is not None and not any(isinstance(part, Piece | ToolCall) for part in self._early):
             raise self._error
 
     async def batches(self) -> AsyncIterator[list[Part]]:

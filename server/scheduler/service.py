@@ -18,7 +18,7 @@ from server.metrics import Metrics
 from server.scheduler.kv_pages import PageTable
 from server.scheduler.scheduler import Scheduler
 from server.scheduler.worker import GOING_DOWN, Cancel, RefuseWaiting, Sink, Stop, Submit, Worker
-from server.types import FinishReason, GenerateRequest, TokenEvent
+from server.types import REQUEST_ID, FinishReason, GenerateRequest, TokenEvent
 
 LONGEST_RETRY_S = 60  # a client told to come back later than this would rather be told nothing
 
@@ -42,6 +42,8 @@ class Service:
         self._closing = False  # no new work
         self._closed = False  # no work at all
         self._typical_s = 1.0  # how long a request runs, a moving average
+        metrics.queue_capacity.set(config.max_queue)
+        metrics.kv_tokens.set(cache_lens)
         metrics.watch(running=lambda: min(self.open, 1), waiting=lambda: max(self.open - 1, 0), kv_usage=lambda: self._pages.usage)
         self._worker.start()
 
@@ -67,7 +69,7 @@ class Service:
         try:
             with self._changed:
                 self._refuse_or_accept(request, continues)
-                self._worker.post(Submit(request, lambda event: self._pass_on(event, sink), time.perf_counter()))
+                self._worker.post(Submit(request, lambda event: self._pass_on(event, sink), time.perf_counter(), REQUEST_ID.get()))
         except MoespanError as error:
             self._metrics.failed(error)
             raise

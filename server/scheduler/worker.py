@@ -15,10 +15,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from server.engine.protocol import Engine, Step
-from server.errors import EngineFailure, MoespanError, ShuttingDown
+from server.errors import EngineFailure, MoespanError, RequestError, ShuttingDown
 from server.metrics import Metrics
 from server.scheduler.scheduler import Scheduler, Sequence
-from server.types import FinishReason, GenerateRequest, Timings, TokenEvent, TokenLogprob
+from server.types import REQUEST_ID, FinishReason, GenerateRequest, Timings, TokenEvent, TokenLogprob
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,12 @@ Sink = Callable[[TokenEvent], None]
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A new request for the end of the line; `at` is time.perf_counter() when it came."""
+    """A new request for the end of the line; `at` is time.perf_counter() when it came, `log_id` the REQUEST_ID of whoever sent it."""
 
     request: GenerateRequest
     sink: Sink
     at: float
+    log_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Ticket:
     sequence: Sequence
     sink: Sink
     submitted_at: float
+    log_id: str | None
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -144,8 +146,8 @@ class Worker:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Submit(request, sink, at):
-                self._tickets[request.request_id] = Ticket(self._scheduler.add(request), sink, at)
+            case Submit(request, sink, at, log_id):
+                self._tickets[request.request_id] = Ticket(self._scheduler.add(request), sink, at, log_id)
             case Cancel(request_id, reason):
                 sequence = self._scheduler.find(request_id)
                 if sequence is not None:  # else it ended while the message was on its way
@@ -166,9 +168,12 @@ class Worker:
         ticket = self._running()
         if ticket is None:
             return
+        REQUEST_ID.set(ticket.log_id)  # whatever the engine logs in this turn is about it
         try:
             step = self._scheduler.next_step(ticket.sequence)
+            began = time.perf_counter()
             drawn = self._engine.step(step)
+            self._metrics.stepped(prefill=ticket.first_token_at is None, seconds=time.perf_counter() - began)
         except Exception as error:
             self._fail(ticket, self._failure(ticket, error))
             return
@@ -186,7 +191,7 @@ class Worker:
         ticket.started_at = time.perf_counter()
         self._emit(ticket, TokenEvent(request.request_id, prefilled=0))
         try:
-            ticket.sequence.sampler = self._engine.new_sampler(request.sampling, request.prompt_ids)
+            ticket.sequence.sampler = self._engine.new_sampler(request.sampling, request.prompt_ids, request.constraint)
         except Exception as error:
             self._fail(ticket, self._failure(ticket, error))
             return None
@@ -230,6 +235,7 @@ class Worker:
             timings.generated_tokens,
             timings.decode_per_s,
             reason.value,
+            extra={"request_id": ticket.log_id},
         )
         self._emit(ticket, TokenEvent(ticket.request_id, token_id, logprob, finish_reason=reason, timings=timings))
 
@@ -239,8 +245,10 @@ class Worker:
         self._emit(ticket, TokenEvent(ticket.request_id, error=error))
 
     def _failure(self, ticket: Ticket, error: Exception) -> MoespanError:
-        """What the person is told of an engine's exception; the log gets the traceback."""
-        log.error("The engine failed on request %s", ticket.request_id, exc_info=error)
+        """What the person is told of an engine's exception; the log gets the traceback, unless the request was at fault."""
+        if isinstance(error, RequestError):
+            return error
+        log.error("The engine failed on request %s", ticket.request_id, exc_info=error, extra={"request_id": ticket.log_id})
         if isinstance(error, EngineFailure):
             return error
         return EngineFailure(f"The engine failed on this request ({type(error).__name__}); the server's log has the traceback under {ticket.request_id}.")

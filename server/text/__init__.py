@@ -1,4 +1,5 @@
 """Text: strings and token ids, nothing of HTTP or engines.
 
-A prompt: messages -> template -> tokenizer. A reply: ids -> detokenizer -> stop strings -> reasoning, so that stop strings see the raw text.
+A prompt: messages -> template -> tokenizer. A reply: ids -> detokenizer -> stop strings -> reasoning, answer and calls of tools; stop strings
+come first because they see the raw text.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from server.errors import ModelError, ModelNotFound
 from server.text.template import CHATML, ChatTemplate
 from server.text.tokenizer import FastTokenizer, Tokenizer
 from server.text.vocabulary import Metadata, from_metadata
+
+_TOOL_USE = "tool_use"  # the name of a second template, for chats with tools, that some models have
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +27,12 @@ def load_tokenizer(metadata: Metadata, model_path: Path | None = None) -> Tokeni
 
 def load_template(metadata: Metadata, tokenizer: Tokenizer, model_path: Path | None = None) -> ChatTemplate:
     """The chat template of `model_path` where it has one, else the GGUF's own, else plain ChatML."""
-    source = (_directory_template(model_path) if model_path is not None else None) or metadata.get("tokenizer.chat_template")
-    if not isinstance(source, str):
+    own = {"default": metadata.get("tokenizer.chat_template"), _TOOL_USE: metadata.get(f"tokenizer.chat_template.{_TOOL_USE}")}
+    named = _texts((_directory_templates(model_path) if model_path is not None else {}) or own)
+    if "default" not in named:
         log.warning("The model has no chat template: chats are written as plain ChatML.")
-        source = CHATML
-    return ChatTemplate(source, bos_token=tokenizer.text_of(tokenizer.bos_id), eos_token=tokenizer.text_of(tokenizer.eos_id))
+    tokens = {"bos_token": tokenizer.text_of(tokenizer.bos_id), "eos_token": tokenizer.text_of(tokenizer.eos_id)}
+    return ChatTemplate(named.get("default", CHATML), with_tools=named.get(_TOOL_USE), **tokens)
 
 
 def from_directory(model_path: Path) -> Tokenizer:
@@ -66,14 +70,18 @@ def _named_id(backend: tokenizers.Tokenizer, token: object) -> int | None:
     return backend.token_to_id(text) if isinstance(text, str) else None
 
 
-def _directory_template(model_path: Path) -> str | None:
-    file = model_path / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+def _directory_templates(model_path: Path) -> dict[str, str]:
+    """The directory's templates by name: "default" is the plain chat, and there may be one for chats with tools."""
+    files = {"default": model_path / "chat_template.jinja", _TOOL_USE: model_path / "additional_chat_templates" / f"{_TOOL_USE}.jinja"}
+    if files["default"].is_file():
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
     template = _json(model_path / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several templates by name; "default" is the plain chat
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template if isinstance(template, str) else None
+    return _texts({entry["name"]: entry["template"] for entry in template} if isinstance(template, list) else {"default": template})
+
+
+def _texts(named: Mapping[str, object]) -> dict[str, str]:
+    """Those that are there."""
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class ReasoningParser:
         self._held = ""  # text that cannot be told yet
         self._bare = True  # no reasoning has come yet: leading newlines are dropped
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the reply, as far as it is known, ends within the reasoning."""
+        return self._state is _State.REASONING or (self._state is _State.START and self._opened)
+
     def push(self, text: str) -> list[tuple[Kind, str]]:
         """More of the reply; returns what is certain now, in order, nothing empty."""
         self._held += text
@@ -48,7 +53,7 @@ class ReasoningParser:
 
     def flush(self) -> list[tuple[Kind, str]]:
         """The reply is over; returns what was held back."""
-        reasoning = self._state is _State.REASONING or (self._state is _State.START and self._opened)
+        reasoning = self.thinking
         rest = self._take(len(self._held))
         if reasoning and self._bare:
             rest = rest.lstrip("\n")

@@ -20,19 +20,20 @@ class StopStrings:
         assert all(stops), "an empty stop string is refused where the request is read"
         self._matchers = [_Matcher(stop) for stop in stops]
         self._held = ""
-        self._stopped = False
+        self.found: str | None = None  # the stop string that ended the reply
 
     def push(self, text: str) -> tuple[str, bool]:
         """More of the reply; returns what may be shown now, and whether a stop string has ended it. Nothing is shown after that."""
-        if self._stopped:
+        if self.found is not None:
             return "", True
         held = len(self._held)
         seen = self._held + text
         for position in range(held, len(seen)):
             matched = max((matcher.push(seen[position]) for matcher in self._matchers), default=0)
             if matched:
-                self._held, self._stopped = "", True
-                return seen[: position + 1 - matched], True
+                begin = position + 1 - matched
+                self._held, self.found = "", seen[begin : position + 1]
+                return seen[:begin], True
         keep = max((matcher.matched for matcher in self._matchers), default=0)
         self._held = seen[len(seen) - keep :]
         return seen[: len(seen) - keep], False

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
 from server.errors import RequestError, UnsupportedModel
-from server.text.reasoning import THINK_OPEN
+from server.text.reasoning import THINK_CLOSE, THINK_OPEN
+from server.text.template_tools import ToolDialect, find_dialect
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -25,12 +26,16 @@ CHATML = (
 
 
 class ChatTemplate:
-    """A compiled chat template; UnsupportedModel when its source is not valid Jinja."""
+    """A compiled chat template; UnsupportedModel when its source is not valid Jinja. `with_tools`: another one, for chats with tools or calls."""
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, *, with_tools: str | None = None, bos_token: str = "", eos_token: str = "") -> None:
+        self._with_tools = None if with_tools is None else ChatTemplate(with_tools, bos_token=bos_token, eos_token=eos_token)
+        self._source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))  # what the template reads
         except jinja2.TemplateSyntaxError as error:
             raise UnsupportedModel(
                 f"The model's chat template is not valid Jinja (line {error.lineno}: {error.message}). Give a directory with another one with --model_path."
@@ -48,25 +53,31 @@ class ChatTemplate:
 
         Messages are as on OpenAI's wire; a call's `arguments` may be JSON text or the object itself, and content beside calls may be null or absent.
         """
-        names = {**kwargs, **self._tokens, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        if any(message.get("tool_calls") for message in messages):
-            messages = _with_calls(messages, *self._call_form)
-        return self._render(names, messages)
+        if tools or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
+            if self._with_tools is not None:
+                return self._with_tools.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
+            messages, tools = self.dialect.prepare(messages, tools)
+        return self._render({**kwargs, **self._tokens, "tools": tools, "add_generation_prompt": add_generation_prompt}, messages)
+
+    def continued(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None, **kwargs: Any) -> str:
+        """The prompt that ends within the last message, the assistant's, which the reply continues."""
+        *others, last = messages
+        said = last.get("content") or ""
+        if not said and last.get("reasoning_content"):
+            said = f"{THINK_OPEN}\n{last['reasoning_content']}"
+        stand_in = {"role": last["role"], "content": _STAND_IN}  # the template may trim or cut the text itself
+        before, found, _ = self.render([*others, stand_in], tools=tools, add_generation_prompt=False, **kwargs).rpartition(_STAND_IN)
+        if not found:
+            said = "The model's chat template leaves out the last message, so it cannot be continued. Let a user's message be the last."
+            raise RequestError(said, param="messages")
+        return (_without_empty_thoughts(before) if said.lstrip().startswith(THINK_OPEN) else before) + said
 
     @cached_property
-    def _call_form(self) -> tuple[Callable[[Any], Any], str | None]:
-        """How this template expects a call: arguments as an object or as JSON text, no content as empty text or as null.
-
-        Found by trying, since on the wrong form some fail, some go on without the call (DeepSeek's leave it out unless the content is null), and
-        some write the object as Python does.
-        """
-        forms: list[tuple[Callable[[Any], Any], str | None]] = [(_as_object, ""), (_as_object, None), (_as_json_text, ""), (_as_json_text, None)]
-        for form in forms:
-            with suppress(RequestError):
-                prompt = self._render({**self._tokens, "tools": None}, _with_calls(_PROBE, *form))
-                if _PROBED in prompt and str(_PROBED_ARGUMENTS) not in prompt:
-                    return form
-        return _as_object, ""
+    def dialect(self) -> ToolDialect:
+        """How this template takes calls and tools."""
+        if self._with_tools is not None:
+            return self._with_tools.dialect
+        return find_dialect(lambda messages, tools: self._render({**self._tokens, "tools": tools, "add_generation_prompt": True}, messages), self._source)
 
     def _render(self, names: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
         try:
@@ -77,45 +88,13 @@ class ChatTemplate:
             raise RequestError(f"The model's chat template cannot take these messages ({error}). Check their roles and contents.", param="messages") from error
 
 
-_PROBED = "probed_function"
-_PROBED_ARGUMENTS = {"probe": "probe"}
-_PROBE: list[dict[str, Any]] = [
-    {"role": "user", "content": "probe"},
-    {"role": "assistant", "tool_calls": [{"id": "probe0001", "type": "function", "function": {"name": _PROBED, "arguments": _PROBED_ARGUMENTS}}]},
-    {"role": "tool", "tool_call_id": "probe0001", "name": "probe", "content": "probe"},
-]
+_STAND_IN = "\u2402continue here\u2403"
 
 
-def _with_calls(messages: Sequence[Mapping[str, Any]], arguments: Callable[[Any], Any], nothing: str | None) -> list[Mapping[str, Any]]:
-    """The messages with `arguments` applied to each call's, and `nothing` as the content of calls that have none."""
-    return [
-        {**message, "content": message.get("content") or nothing, "tool_calls": [_with_arguments(call, arguments) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
-        for message in messages
-    ]
-
-
-def _with_arguments(call: Mapping[str, Any], arguments: Callable[[Any], Any]) -> Mapping[str, Any]:
-    """The call with its arguments rewritten; what is no call of a function is left for the template to refuse."""
-    function = call.get("function")
-    if not isinstance(function, Mapping):
-        return call
-    return {**call, "function": {**function, "arguments": arguments(function.get("arguments", {}))}}
-
-
-def _as_object(arguments: Any) -> Any:
-    """The object that JSON text holds; text that is no JSON stays as a model wrote it."""
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
-
-
-def _as_json_text(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else _tojson(arguments)
+def _without_empty_thoughts(prompt: str) -> str:
+    """The prompt without the pair of tags that some templates put before a reply that has no thoughts."""
+    opened, tag, between = prompt.rpartition(THINK_OPEN)
+    return opened if tag and between.strip() == THINK_CLOSE else prompt
 
 
 def force_think(prompt: str) -> str:

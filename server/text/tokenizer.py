@@ -34,7 +34,7 @@ END_OF_GENERATION = frozenset(
     }
 )
 # GGUF files mark as control whatever looks like it: hiding these would hide where the reasoning ends, and where and how tools are called.
-_ALWAYS_SHOWN = re.compile(r"</?think>|<\|python_tag\|>|<.*tool[_\u2581](call|sep).*>")
+_ALWAYS_SHOWN = re.compile(r"</?think>|<\|python_tag\|>|<.*tool[_\u2581](call|sep).*>|</?arg_(key|value)>|\[(TOOL_CALLS|CALL_ID|ARGS)\]")
 
 
 class Tokenizer(ABC):

@@ -92,7 +92,7 @@ def test_every_role_reaches_the_template_and_developer_is_system(server: Live) -
         {"role": "assistant", "content": "4"},
         {"role": "tool", "content": "5", "tool_call_id": "x"},
     ]
-    assert server.chat(messages=messages).json()["choices"][0]["message"]["content"] == "s:1\ns:2\nu:3\na:4\nt:5\na:"
+    assert server.chat(messages=messages).json()["choices"][0]["message"]["content"] == "s:1\ns:2\nu:3\na:4\nu:<tool_response>\n5\n</tool_response>\na:"
 
 
 def test_logprobs_have_the_chat_shape(server: Live) -> None:

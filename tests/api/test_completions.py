@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.shapes import finite
+from server.api.shapes.tokens import finite
 from server.config import SchedulerConfig
 from server.scheduler.worker import Sink
 from server.types import GenerateRequest

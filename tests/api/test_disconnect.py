@@ -22,7 +22,7 @@ def send(server: Live, text: str, *, stream: bool = False, path: str = "/v1/chat
     """A request over a connection of its own, which the test may do anything to."""
     body = json.dumps({"messages": [{"role": "user", "content": text}], "prompt": [text, text], "stream": stream}).encode()
     connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body)
+    connection.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body)
     return connection
 
 
@@ -70,7 +70,7 @@ def test_a_stream_that_waits_is_told_so_and_is_cancelled_too() -> None:
 
 def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(slow: Live, caplog: pytest.LogCaptureFixture) -> None:
     connection = socket.create_connection(("127.0.0.1", slow.port))
-    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
     connection.close()
     assert slow.chat().json()["choices"][0]["message"]["content"] == ECHO
     assert "Traceback" not in caplog.text

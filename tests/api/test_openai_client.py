@@ -73,7 +73,7 @@ def test_errors_by_class(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("key", ["wrong", "schlüssel", "x" * 1000])
 def test_a_wrong_key_is_an_authentication_error(key: str) -> None:
-    with live(api_key="sk-right") as server:
+    with live(api_key=("sk-right",)) as server:
         assert server.client(api_key="sk-right").models.list().data
         reply = server.get("/v1/models", headers={"Authorization": f"Bearer {key}".encode()})
         assert (reply.status_code, reply.json()["error"]["type"], reply.headers["www-authenticate"]) == (401, "authentication_error", "Bearer")
@@ -83,11 +83,10 @@ def test_a_wrong_key_is_an_authentication_error(key: str) -> None:
         assert server.get("/v1/models").status_code == 401
         assert server.get("/v1/models", headers={"Authorization": "Basic sk-right"}).status_code == 401
         assert server.post("/tokenize", {"prompt": "x"}).status_code == 401
-        assert [server.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
 
 
 def test_a_key_beyond_ascii_works() -> None:
-    with live(api_key="schlüssel") as server:
+    with live(api_key=("schlüssel",)) as server:
         assert server.get("/v1/models", headers={"Authorization": "Bearer schlüssel".encode()}).status_code == 200
 
 

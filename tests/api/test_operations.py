@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +22,8 @@ from server.config import ApiConfig, Config
 from server.errors import ConfigError, DeviceError, ModelNotFound
 from server.metrics import Metrics
 from tests.api.live import MODEL, USER, Live, live, wait_for
+from tests.api.process import process
 from tests.fakes import FakeEngine
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_health_ready_and_models(server: Live) -> None:
@@ -133,19 +131,6 @@ def test_draining_lets_a_list_of_prompts_finish() -> None:
         wait_for(lambda: len(server.engine.samplers) == 1)
         server.runner.stop()
         assert [choice["text"] for choice in running.result().json()["choices"]] == ["first" * 6, "second" * 6]
-
-
-@contextmanager
-def process(step_s: float, grace_s: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its address."""
-    command = [sys.executable, "-m", "tests.api.process", str(step_s), str(grace_s)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            assert child.stdout is not None
-            port = int(child.stdout.readline())
-            yield child, f"http://127.0.0.1:{port}"
-        finally:
-            child.kill()
 
 
 def chat(address: str) -> httpx.Response:

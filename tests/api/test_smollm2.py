@@ -6,6 +6,7 @@ Skipped where the package that carries the model is not installed; `make test` i
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,3 +76,36 @@ def test_text_beyond_ascii_survives_the_way_there_and_back(client: openai.OpenAI
     chunks = client.completions.create(model="smollm2", prompt=prompt, max_tokens=24, temperature=0, stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == reply.choices[0].text
     assert "\ufffd" not in reply.choices[0].text[:-1]
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The current weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+            "required": ["city", "unit"],
+        },
+    },
+}
+
+
+def test_a_forced_call_says_what_was_asked(client: openai.OpenAI) -> None:
+    question: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    choice = client.chat.completions.create(model="smollm2", messages=question, tools=[WEATHER], tool_choice=named, temperature=0, max_tokens=200).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls is not None
+    [call] = choice.message.tool_calls
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    arguments = json.loads(call.function.arguments)
+    assert arguments["city"] == "Paris"
+    assert arguments["unit"] in ("celsius", "fahrenheit")
+
+
+def test_a_reply_that_was_begun_is_continued(client: openai.OpenAI) -> None:
+    begun: list[Any] = [*CAPITAL, {"role": "assistant", "content": "The capital of France is"}]
+    assert said(client, messages=begun, temperature=0, max_tokens=4).startswith(" Paris")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,3 +93,17 @@ def test_raw_completions_see_the_marks(free: openai.OpenAI) -> None:
     reply = free.completions.create(model="tiny-r1", prompt=rendered, max_tokens=400, temperature=0).choices[0].text
     assert reply.startswith("<think>\n")
     assert QUESTIONS[0].accepts(reply)
+
+
+def test_how_much_it_thinks_can_be_asked_for(free: openai.OpenAI, forced: openai.OpenAI) -> None:
+    question = next(question for question in QUESTIONS if not question.terse)
+    for client in (free, forced):
+        assert said(client, question.prompt, reasoning_effort="none")[0] == ""
+        assert said(client, question.prompt, reasoning_effort="high")[0]
+
+
+def test_the_form_of_an_answer_begins_behind_the_thoughts(forced: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": [{"answer": "yes"}, {"answer": "no"}]}}}
+    thinking, answer = said(forced, QUESTIONS[0].prompt, response_format=form)
+    assert thinking
+    assert json.loads(answer)["answer"] in ("yes", "no")

@@ -18,7 +18,7 @@ from server.metrics import Metrics
 from server.scheduler.service import Service
 from server.text.template import CHATML, ChatTemplate
 from server.text.tokenizer import ByteTokenizer
-from server.types import SamplingParams
+from server.types import SamplingParams, TokenMask
 from tests.fakes import STOP_ID, FakeEngine, FakeSampler
 
 Student = Callable[[str], str]  # prompt -> reply
@@ -31,9 +31,9 @@ class StudentEngine(FakeEngine):
         super().__init__(num_pages=256)
         self.student = student
 
-    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> FakeSampler:
+    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...], constraint: TokenMask | None = None) -> FakeSampler:
         self.script = list(self.student(bytes(prompt_ids).decode()).encode())
-        return super().new_sampler(params, prompt_ids)
+        return super().new_sampler(params, prompt_ids, constraint)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from server.engine.sampler import TokenSampler
 from server.errors import EngineFailure
 from server.types import SamplingParams
+from tests.fakes import FakeMask
 
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03]))
 WIDE = torch.randn(50_000, generator=torch.Generator().manual_seed(3)) * 2
@@ -101,6 +102,52 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     assert drawn.logprob.logprob == pytest.approx(math.log(0.03), abs=1e-6)
     assert [(i, round(math.exp(p), 4)) for i, p in drawn.logprob.top] == [(0, 0.5), (1, 0.25)]
     assert TokenSampler(SamplingParams(), ()).draw(LOGITS).logprob is None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=1, top_k=4),
+        SamplingParams(seed=1, top_p=0.8, min_p=0.01),
+        SamplingParams(seed=1, repetition_penalty=3.0, frequency_penalty=2.0, logit_bias={0: 100.0, 4: -100.0}),
+    ],
+    ids=str,
+)
+def test_a_constraint_comes_before_all_else_and_hears_what_was_drawn(params: SamplingParams) -> None:
+    mask = FakeMask({1, 4}, {4}, None, words=1)
+    sampler = TokenSampler(params, (0, 1), mask)
+    drawn = [sampler.draw(LOGITS).token_id for _ in range(300)]
+    assert mask.accepted == drawn
+    assert set(drawn[0::3]) <= {1, 4}
+    assert set(drawn[1::3]) == {4}
+    if params.temperature and not params.logit_bias:
+        assert set(drawn[0::3]) == {1, 4} - ({4} if params.min_p else set())
+        assert 0 in drawn[2::3]
+
+
+def test_what_a_constraint_leaves_has_the_models_proportions() -> None:
+    sampler = TokenSampler(SamplingParams(seed=5), (), FakeMask({1, 2, 4}, words=1))
+    seen, count = Counter(sampler.draw(LOGITS).token_id for _ in range(8000)), 8000
+    for token, p in {1: 0.25, 2: 0.15, 4: 0.03}.items():
+        p /= 0.43
+        assert abs(seen[token] / count - p) < 5 * math.sqrt(p * (1 - p) / count), token
+
+
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_a_mask_may_be_shorter_or_longer_than_the_vocabulary(words: int) -> None:
+    """A model's head is often padded beyond its tokenizer's last token: what the mask does not speak of is forbidden."""
+    logits = torch.arange(64.0)
+    assert TokenSampler(SamplingParams(temperature=0.0), (), FakeMask({3, 7}, words=words)).draw(logits).token_id == 7
+
+
+def test_logprobs_do_not_see_the_constraint() -> None:
+    drawn = TokenSampler(SamplingParams(temperature=0.0, top_logprobs=1), (), FakeMask({3}, words=1)).draw(LOGITS)
+    assert drawn.token_id == 3
+    assert drawn.logprob is not None
+    assert drawn.logprob.logprob == pytest.approx(math.log(0.07), abs=1e-6)
+    assert drawn.logprob.top[0][0] == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -11,11 +11,13 @@ from contextlib import closing
 import pytest
 
 from server.config import SchedulerConfig
-from server.errors import EngineFailure
+from server.errors import EngineFailure, SlowReader
 from server.metrics import Metrics
-from server.scheduler.reply import AsyncReply, Finished, Mailbox, Part, Piece, Progress, ReplyText, SyncReply, TextRules
+from server.scheduler.reply import MOST_WAITING, AsyncReply, Finished, Mailbox, Part, Piece, Progress, ReplyText, SyncReply, TextRules, ToolCall
 from server.scheduler.service import Service
 from server.text.tokenizer import ByteTokenizer
+from server.text.tools.calls import Tool
+from server.text.tools.formats import HERMES, ToolRules
 from server.types import FinishReason, GenerateRequest, SamplingParams, Timings, TokenEvent, TokenLogprob
 from tests.fakes import STOP_ID, FakeEngine
 
@@ -118,6 +120,43 @@ def test_an_error_is_raised() -> None:
         ReplyText(TOKENIZER, TextRules(), 1).push(TokenEvent("r", error=EngineFailure("broken")))
 
 
+TOOLS = ToolRules(HERMES, (Tool("clock"),))
+CALL = HERMES.write([("clock", {"zone": "UTC"})])
+
+
+def test_calls_of_tools_are_parts() -> None:
+    _, parts = play(f"So: {CALL}", TextRules(tools=TOOLS))
+    calls = [part for part in parts if isinstance(part, ToolCall)]
+    assert (shown(parts), calls[0].name, "".join(call.arguments for call in calls)) == ("So:", "clock", '{"zone": "UTC"}')
+    assert end(parts).reason is FinishReason.TOOL_CALLS
+
+
+def test_only_a_reply_that_ended_by_itself_ends_with_calls() -> None:
+    assert end(play(CALL, TextRules(tools=TOOLS), FinishReason.LENGTH)[1]).reason is FinishReason.LENGTH
+    assert end(play(f"{CALL} STOP", TextRules(["STOP"], tools=TOOLS))[1]).reason is FinishReason.STOP
+    assert end(play("none", TextRules(tools=TOOLS))[1]).reason is FinishReason.STOP
+
+
+def test_the_engine_is_stopped_behind_the_one_call_that_is_wanted() -> None:
+    reply, parts = play(CALL + "\n" + CALL, TextRules(tools=ToolRules(HERMES, (Tool("clock"),), parallel=False)), FinishReason.LENGTH)
+    assert reply.stopped
+    assert {part.index for part in parts if isinstance(part, ToolCall)} == {0}
+    assert end(parts).reason is FinishReason.TOOL_CALLS
+    assert end(parts).completion_tokens < len(CALL) * 2
+
+
+def test_log_probabilities_of_calls_go_with_no_text() -> None:
+    _, parts = play(f"So: {CALL}", TextRules(tools=TOOLS), logprobs=True)
+    assert bytes(entry.token_id for part in parts if isinstance(part, Piece) for entry in part.logprobs) == b"So:"
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "tokens"), [("hm</think>yes", "opened", 10), ("<think>hm</think>yes", "closed", 17), ("yes", "closed", 0), ("hm", "opened", 2)]
+)
+def test_the_tokens_of_the_reasoning_are_counted(text: str, state: str, tokens: int) -> None:
+    assert end(play(text, TextRules(reasoning=state))[1]).reasoning_tokens == tokens  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def service() -> Iterator[Service]:
     service = Service(FakeEngine(step_s=0.0005), SchedulerConfig(), 512, Metrics())
@@ -203,11 +242,38 @@ def test_begin_gives_up_waiting_and_loses_nothing(service: Service) -> None:
 
 def test_a_mailbox_loses_nothing_between_two_threads() -> None:
     async def read(count: int) -> list[int | None]:
-        mailbox = Mailbox(asyncio.get_running_loop())
+        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: None)
         threading.Thread(target=lambda: deque(map(mailbox.put, [TokenEvent("r", number) for number in range(count)]), maxlen=0)).start()
         seen: list[int | None] = []
         while len(seen) < count:
             seen += [event.token_id for event in await asyncio.wait_for(mailbox.take(), 10)]
         return seen
 
-    assert asyncio.run(read(20000)) == list(range(20000))
+    assert asyncio.run(read(MOST_WAITING)) == list(range(MOST_WAITING))
+
+
+def test_a_full_mailbox_ends_its_request_and_keeps_what_it_has() -> None:
+    async def read() -> list[TokenEvent]:
+        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: ended.append(True))
+        for number in range(MOST_WAITING + 100):
+            mailbox.put(TokenEvent("r", number))
+        mailbox.put(TokenEvent("r", finish_reason=FinishReason.CANCELLED))
+        return await mailbox.take()
+
+    ended: list[bool] = []
+    *events, last = asyncio.run(read())
+    assert [event.token_id for event in events] == list(range(MOST_WAITING))
+    assert isinstance(last.error, SlowReader)
+    assert f"{MOST_WAITING} tokens of it were not read" in str(last.error)
+    assert ended == [True]
+
+
+def test_the_last_event_fits_into_a_full_mailbox() -> None:
+    async def read() -> list[TokenEvent]:
+        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: pytest.fail("ended"))
+        for number in range(MOST_WAITING):
+            mailbox.put(TokenEvent("r", number))
+        mailbox.put(TokenEvent("r", finish_reason=FinishReason.STOP))
+        return await mailbox.take()
+
+    assert asyncio.run(read())[-1].finish_reason is FinishReason.STOP

@@ -158,4 +158,22 @@ def test_where_the_template_comes_from(trained: Trained, directory: Path, caplog
 def test_templates_by_name(trained: Trained, directory: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert load_template({}, from_metadata(trained.metadata), directory).render([]) == "plain"
+    template = load_template({}, from_metadata(trained.metadata), directory)
+    assert template.render([]) == "plain"
+    assert template.render([], tools=[{"function": {"name": "f"}}]) == "tools"
+    assert template.render([{"role": "tool", "content": "x"}]) == "tools"
+
+
+def test_a_second_template_is_for_chats_with_tools(trained: Trained, directory: Path) -> None:
+    tokenizer = from_metadata(trained.metadata)
+    listing = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+    calling = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    own = {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": listing + calling}
+    assert load_template(own, tokenizer).dialect.known
+    assert not load_template({"tokenizer.chat_template": "plain"}, tokenizer).dialect.known
+    assert load_template(own, tokenizer).render([], tools=[{"function": {"name": "f"}}]) == "f"
+    (directory / "chat_template.jinja").write_text("file")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text(f"file {listing}")
+    assert load_template(own, tokenizer, directory).render([]) == "file"
+    assert load_template(own, tokenizer, directory).render([], tools=[{"function": {"name": "f"}}]).startswith("file ")

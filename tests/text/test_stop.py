@@ -71,3 +71,11 @@ def test_holds_back_only_what_may_become_a_stop_string() -> None:
 def test_a_long_stop_string_costs_no_more() -> None:
     stop = "ab" * 5000 + "c"
     assert run([stop], ["ab" * 500] * 40 + ["c!"]) == ("ab" * 15000, True)
+
+
+def test_the_stop_string_that_ended_the_reply_is_known() -> None:
+    finder = StopStrings(["never", "llo", "o"])
+    finder.push("hel")
+    assert finder.found is None
+    finder.push("lo there")
+    assert finder.found == "llo"

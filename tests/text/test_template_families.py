@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.errors import RequestError
-from server.text.template import ChatTemplate, force_think, opens_think
+from server.text.template import CHATML, ChatTemplate, force_think, opens_think
+from server.text.tools.deepseek import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEPARATOR
 from tests.text.chats import CALL, CALLING, CHATS, OTHER_CALL, RESULT, TOOLS, USER, Chat
 
 TOKENS = {"bos_token": "<BOS>", "eos_token": "<EOS>"}
@@ -47,6 +49,8 @@ DEEPSEEK_V3 = """\
 {%- endfor -%}
 {%- if ns.in_tool -%}{{ '<|/outputs|>' }}{%- endif -%}
 {%- if add_generation_prompt and not ns.in_tool -%}{{ '<|A|>' }}{%- endif -%}"""
+for short, token in (("<|calls|>", CALLS_BEGIN), ("<|/calls|>", CALLS_END), ("<|call|>", CALL_BEGIN), ("<|end|>", CALL_END), ("<|sep|>", SEPARATOR)):
+    DEEPSEEK_V3 = DEEPSEEK_V3.replace(short, token)
 DEEPSEEK_R1 = DEEPSEEK_V3.replace("{{ '<|A|>' }}{%- endif -%}", "{{ '<|A|><think>\\n' }}{%- endif -%}")
 
 # Qwen2.5's and Qwen3's: ChatML with tools as JSON lines, results of tools in one user's turn, thoughts kept behind the last question.
@@ -172,6 +176,75 @@ LLAMA31 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
 
+# DeepSeek V3.1's: no fences, and a switch for the thoughts.
+DEEPSEEK_V31 = f"""\
+{{%- if not thinking is defined %}}{{% set thinking = false %}}{{% endif %}}{{{{ bos_token }}}}
+{{%- for m in messages %}}{{% if m.role == 'system' %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}
+{{%- for m in messages %}}
+    {{%- if m.role == 'user' %}}{{{{ '<U>' + m.content }}}}
+    {{%- elif m.role == 'assistant' and m.tool_calls %}}{{{{ '<A></think>' + (m.content or '') + '{CALLS_BEGIN}' }}}}
+        {{%- for call in m.tool_calls %}}{{{{ '{CALL_BEGIN}' + call.function.name + '{SEPARATOR}' + call.function.arguments + '{CALL_END}' }}}}{{% endfor %}}
+        {{{{- '{CALLS_END}' + eos_token }}}}
+    {{%- elif m.role == 'assistant' %}}{{{{ '<A>' + m.content.split('</think>')[-1] + eos_token }}}}
+    {{%- elif m.role == 'tool' %}}{{{{ '<T>' + m.content }}}}{{% endif %}}
+{{%- endfor %}}
+{{%- if add_generation_prompt %}}{{{{ '<A>' + ('<think>' if thinking else '</think>') }}}}{{% endif %}}"""
+
+# Mistral Nemo's: tools before the last question, calls as a list, ids of nine letters and digits.
+MISTRAL = """\
+{{- bos_token }}
+{%- set last = messages | selectattr('role', 'equalto', 'user') | list | last %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {%- if tools is not none and m == last %}{{ '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+        {{- '[INST]' + m.content + '[/INST]' }}
+    {%- elif m.tool_calls is defined and m.tool_calls is not none %}{{ '[TOOL_CALLS][' }}
+        {%- for call in m.tool_calls %}
+            {%- if call.id | length != 9 %}{{ raise_exception('Ids have nine characters.') }}{% endif %}
+            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' }}{{ ', ' if not loop.last else ']' + eos_token }}
+        {%- endfor %}
+    {%- elif m.role == 'tool' %}
+        {%- if m.tool_call_id | length != 9 %}{{ raise_exception('Ids have nine characters.') }}{% endif %}
+        {{- '[TOOL_RESULTS]' + m.content + m.tool_call_id + '[/TOOL_RESULTS]' }}
+    {%- else %}{{ m.content + eos_token }}{% endif %}
+{%- endfor %}"""
+
+# Mistral Small 3.2's way of calls.
+MISTRAL_NAMED = """\
+{{- bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{{ '[INST]' + m.content + '[/INST]' }}{% else %}{{ m.content or '' }}{% endif %}
+    {%- for call in m.tool_calls or [] %}{{ '[TOOL_CALLS]' + call.function.name + '[ARGS]' + call.function.arguments | tojson }}{% endfor %}
+    {%- if m.role == 'assistant' %}{{ eos_token }}{% endif %}
+{%- endfor %}"""
+
+# Qwen3-Coder's: arguments as tags.
+QWEN_CODER = """\
+{%- if tools %}{{ '<|im_start|>system\\n<tools>' }}
+    {%- for tool in tools %}{{ '\\n<name>' + tool.function.name + '</name>' }}{% endfor %}{{ '\\n</tools><|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + ('user' if m.role == 'tool' else m.role) + '\\n' + (m.content or '') }}
+    {%- for call in m.tool_calls or [] %}
+        {{- '\\n<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+        {%- for key, value in call.function.arguments | items %}
+            {{- '<parameter=' + key + '>\\n' }}{{ value | tojson if value is mapping else value | string }}{{ '\\n</parameter>\\n' }}
+        {%- endfor %}{{ '</function>\\n</tool_call>' }}
+    {%- endfor %}{{ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+# Kimi K2's: calls in a section, with ids that the template writes itself.
+KIMI = """\
+{%- if tools %}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson }}<|im_end|>{% endif %}
+{%- for m in messages %}<|im_{{ m.role }}|>
+    {%- if m.tool_calls %}{{ m.content or '' }}<|tool_calls_section_begin|>
+        {%- for call in m.tool_calls %}<|tool_call_begin|>functions.{{ call.function.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>
+            {{- call.function.arguments | tojson }}<|tool_call_end|>
+        {%- endfor %}<|tool_calls_section_end|>
+    {%- elif m.role == 'tool' %}## Return of {{ m.tool_call_id }}: {{ m.content }}{% else %}{{ m.content }}{% endif %}<|im_end|>
+{%- endfor %}"""
+
 TALKS = ["user", "system", "turns", "thought", "reasoned"]
 CALLS = ["called", "called with text", "called with empty text", "called twice"]
 # Each template, the chats that it takes, and how it wants calls: is an object written for arguments, and what for no content.
@@ -183,6 +256,26 @@ FAMILIES: dict[str, tuple[str, list[str], bool, str | None]] = {
     "glm": (GLM, [*TALKS, *CALLS], True, ""),
     "mixtral": (MIXTRAL, TALKS, True, ""),
     "llama 3.1": (LLAMA31, [*TALKS, "called", "called with text", "called with empty text"], True, ""),
+    "deepseek v3.1": (DEEPSEEK_V31, [*TALKS, *CALLS], False, ""),
+    "mistral": (MISTRAL, ["user", "turns", *CALLS], True, ""),
+    "mistral named": (MISTRAL_NAMED, ["user", *CALLS], True, ""),
+    "qwen coder": (QWEN_CODER, [*TALKS, *CALLS], True, ""),
+    "kimi": (KIMI, [*TALKS, *CALLS], True, ""),
+}
+# The format of each one's calls, whether it was taught to its model, and whether the template lists tools.
+DIALECTS = {
+    "deepseek v2": ("hermes", False, False),
+    "deepseek v3": ("deepseek", True, False),
+    "deepseek r1": ("deepseek", True, False),
+    "qwen": ("hermes", True, True),
+    "glm": ("glm", True, True),
+    "mixtral": ("hermes", False, False),
+    "llama 3.1": ("llama", True, True),
+    "deepseek v3.1": ("deepseek-v3.1", True, False),
+    "mistral": ("mistral", True, True),
+    "mistral named": ("mistral-named", True, True),
+    "qwen coder": ("qwen-coder", True, True),
+    "kimi": ("kimi", True, True),
 }
 
 
@@ -202,8 +295,7 @@ def as_wanted(chat: Chat, objects: bool, nothing: str | None) -> Chat:
 
 
 @pytest.mark.parametrize("switches", [{}, {"enable_thinking": False}, {"enable_thinking": True}], ids=str)
-@pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "tools"), [(family, tools) for family in FAMILIES for tools in (None, TOOLS) if not tools or DIALECTS[family][2]])
 def test_renders_as_transformers_does(family: str, tools: list[dict[str, Any]] | None, switches: dict[str, Any]) -> None:
     source, names, objects, nothing = FAMILIES[family]
     template = ChatTemplate(source, **TOKENS)
@@ -233,8 +325,9 @@ def test_arguments_that_are_no_json_stay_as_the_model_wrote_them() -> None:
 
 
 def test_an_object_is_never_written_as_python_does() -> None:
-    template = ChatTemplate("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }}){% endfor %}{% endfor %}")
-    assert template.render([USER, CALLING]) == 'weather({"city": "Köln", "days": 2, "deep": {"list": [1, null, true]}})'
+    call = "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }}){% endfor %}"
+    template = ChatTemplate(f"{{% for m in messages %}}{{{{ m.content or '' }}}}{call}{{% endfor %}}")
+    assert template.render([{**USER, "content": ""}, CALLING]) == 'weather({"city": "Köln", "days": 2, "deep": {"list": [1, null, true]}})'
 
 
 def test_what_is_no_call_is_refused() -> None:
@@ -247,3 +340,64 @@ def test_both_forms_of_r1_open_the_reasoning_once() -> None:
     assert not opens_think(january)
     assert opens_think(february)
     assert force_think(january) == force_think(february) == february
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dialect_is_found(family: str) -> None:
+    dialect = ChatTemplate(FAMILIES[family][0], **TOKENS).dialect
+    assert (dialect.format.name, dialect.known, dialect.writes_tools) == DIALECTS[family]
+
+
+@pytest.mark.parametrize("family", [family for family, (_, _, lists) in DIALECTS.items() if not lists])
+def test_tools_are_told_where_a_template_lists_none(family: str) -> None:
+    template = ChatTemplate(FAMILIES[family][0], **TOKENS)
+    prompt = template.render([USER], tools=TOOLS)
+    assert '{"name": "weather", "description": "Tells the weather — now."' in prompt
+    assert template.dialect.format.write([("name_of_the_function", {"parameter": "value"})]) in prompt
+    with_system = template.render(CHATS["system"], tools=TOOLS)
+    assert with_system.index("Be brief & <polite>.\n\nYou may call these functions") < with_system.index("Köln")
+
+
+def test_where_no_system_text_is_taken_the_user_tells_of_the_tools() -> None:
+    refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert ChatTemplate(refusing).render([USER], tools=TOOLS).startswith("<user>Wetter in Köln, 今日?\n\nYou may call these functions")
+
+
+def test_calls_that_a_template_does_not_write_are_text() -> None:
+    """And results stand in one user's message with what the user says next, since turns alternate."""
+    prompt = ChatTemplate(MIXTRAL, **TOKENS).render(CHATS["called twice"])
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"' in prompt
+    assert '[INST] <tool_response>\n{"celsius": 21}\n</tool_response>\n<tool_response>\n12:00\n</tool_response> [/INST]' in prompt
+    assert "None" not in prompt
+    again = ChatTemplate(CHATML).render([USER, {**CALLING, "content": "Let me look."}, RESULT, USER])
+    assert "<|im_start|>assistant\nLet me look.\n<tool_call>\n" in again
+    assert "</tool_response>\nWetter in Köln, 今日?<|im_end|>" in again
+
+
+def test_what_is_no_call_cannot_become_text() -> None:
+    with pytest.raises(RequestError, match=r"tool_calls that are not calls of functions\. Give each a 'function' with 'name' and 'arguments'\."):
+        ChatTemplate(CHATML).render([USER, {"role": "assistant", "tool_calls": [{"function": None}]}])
+
+
+def test_a_template_that_fails_on_calls_may_still_say_how_they_are_written() -> None:
+    """Kimi K2's keeps a list of ids, which the sandbox does not allow it."""
+    failing = KIMI.replace("{%- for call in", "{%- set ids = [] %}{% set _ = ids.append(1) %}{% for call in")
+    dialect = ChatTemplate(failing).dialect
+    assert (dialect.format.name, dialect.known, dialect.form, dialect.writes_tools) == ("kimi", True, None, True)
+    assert "functions.weather:0<|tool_call_argument_begin|>" in ChatTemplate(failing).render(CHATS["called"])
+
+
+def test_ids_are_shortened_alike_where_a_template_insists() -> None:
+    long = "call_0123456789abcdef"
+    call = {**CALL, "id": long}
+    prompt = ChatTemplate(MISTRAL).render([USER, {**CALLING, "tool_calls": [call]}, {**RESULT, "tool_call_id": long}])
+    [written] = re.findall(r'"id": "(\w+)"', prompt)
+    assert len(written) == 9
+    assert f"{written}[/TOOL_RESULTS]" in prompt
+    assert '"id": "call00001"' in ChatTemplate(MISTRAL).render([USER, CALLING, RESULT])
+
+
+def test_the_variables_that_a_template_reads() -> None:
+    assert "enable_thinking" in ChatTemplate(QWEN).variables
+    assert "thinking" in ChatTemplate(DEEPSEEK_V31).variables
+    assert not {"enable_thinking", "thinking"} & ChatTemplate(DEEPSEEK_V3).variables

@@ -1,4 +1,4 @@
-"""What those who run the server ask: is it up, is it ready, its metrics. Open without a key: probes and Prometheus have none."""
+"""What those who run the server ask: is it up, is it ready, and (unless they have a port of their own) its metrics."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def router(serving: Serving) -> APIRouter:
             return JSONResponse(body)
         return JSONResponse(body, 503, {"Retry-After": str(LOADING_RETRY_S)})
 
-    @routes.get("/metrics")
-    async def metrics() -> Response:
-        body, media_type = serving.metrics.exposition()
-        return Response(body, headers={"Content-Type": media_type})
+    if serving.config.api.metrics_port is None:
+
+        @routes.get("/metrics")
+        async def metrics() -> Response:
+            body, media_type = serving.metrics.exposition()
+            return Response(body, headers={"Content-Type": media_type})
 
     return routes

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from server.api.convert import template_messages
-from server.api.schemas import DetokenizeRequest, TokenizeRequest, read
+from server.api.prompts import template_messages
+from server.api.schemas.body import read
+from server.api.schemas.openai import DetokenizeRequest, TokenizeRequest
 from server.api.serving import Serving
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # logits of one program
+WORD = 32  # tokens of one word of a constraint's mask
 WAY_BITS = 4
 WAYS = 1 << WAY_BITS  # cutoffs that one pass of a search tries
 PASSES = 8  # ceil(32 / WAY_BITS): a cutoff is one of 2^32 float32 values
@@ -26,7 +27,7 @@ class Way:
     """Which parts of the drawing run; one graph each."""
 
     greedy: bool
-    adjust: bool = False  # bias or penalties
+    adjust: bool = False  # constraint, bias or penalties
     top_k: bool = False
     top_p: bool = False
     leaders: bool = False  # log probabilities
@@ -42,8 +43,9 @@ class DrawBuffers:
     logprobs: Tensor  # pinned float32 [1 + MOST_LEADERS]: the drawn token's, then the leaders'
     history: Tensor  # int32 [vocab], written by the host for a new request, then by the kernels
     bias: Tensor  # float32 [vocab], written by the host for a new request
+    allowed: Tensor  # int32 [ceil(vocab / 32)], a bit a token, written by the host for a new request and for each step of a constrained one
     settings: Tensor  # float64 [SCALARS], the scalars as the step's first kernel has fetched them
-    values: Tensor  # float32 [vocab], logits after bias and penalties
+    values: Tensor  # float32 [vocab], logits after constraint, bias and penalties
     weights: Tensor  # int64 [vocab]
     peaks: Tensor  # int64 [blocks], the key of each block's best
     sums: Tensor  # int64 [blocks], the weight of what stays of each block
@@ -72,6 +74,7 @@ def draw_buffers(vocab: int, device: torch.device) -> DrawBuffers:
         logprobs=host(1 + MOST_LEADERS, torch.float32),
         history=room(vocab, dtype=torch.int32),
         bias=room(vocab, dtype=torch.float32),
+        allowed=room(-(-vocab // WORD), dtype=torch.int32).fill_(-1),
         settings=room(SCALARS, dtype=torch.float64),
         values=room(vocab, dtype=torch.float32),
         weights=room(vocab, dtype=torch.int64),

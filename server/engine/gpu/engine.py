@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from server.engine.engine import WARM_UP, LocalEngine
 from server.engine.gpu.flags import open_flags
+from server.engine.gpu.meter import open_meter
 from server.engine.gpu.ops import GpuOps
 from server.engine.gpu.sampler import GpuSampler
 from server.engine.gpu.step import GraphStep
@@ -22,7 +24,7 @@ from server.engine.models.transformer import Transformer
 from server.engine.protocol import Drawn, Sampler, Step
 from server.engine.sampler import SamplerState
 from server.errors import EngineFailure
-from server.types import SamplingParams
+from server.types import EngineUse, SamplingParams, TokenMask
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class GpuEngine(LocalEngine):
         self._gpu, self._graphs = ops, graphs and ops.kernels.name == "triton"
         self._graph: GraphStep | None = None
         self._sampler = GpuSampler(model.vocab_size, ops.device, ops.kernels.draw)
+        self._meter = open_meter(ops.device)
         self._done = torch.cuda.Event(blocking=True) if ops.device.type == "cuda" else None  # to wait for it costs no CPU
 
     def start(self) -> None:
@@ -66,10 +69,10 @@ class GpuEngine(LocalEngine):
             self._sampler.compile()
         _log.info("The GPU's kernels are compiled (%.1f s; the next start finds them).", time.monotonic() - began)
 
-    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> Sampler:
+    def new_sampler(self, params: SamplingParams, prompt_ids: tuple[int, ...], constraint: TokenMask | None = None) -> Sampler:
         """Raises RequestError when logit_bias names a token that the model does not have."""
         self._check(params)
-        return self._sampler.begin(params, prompt_ids)
+        return self._sampler.begin(params, prompt_ids, constraint)
 
     @torch.inference_mode()
     def step(self, step: Step) -> Drawn | None:
@@ -91,12 +94,14 @@ class GpuEngine(LocalEngine):
         assert isinstance(step.sampler, SamplerState)
         captured = self._graph if len(step.token_ids) == 1 else None
         if captured is None:
-            self._sampler.enqueue(self._last_logits(step), step.sampler)
+            logits = self._last_logits(step)
         else:
             logits = captured.launch(step.token_ids[0], step.start, step.pages)
             captured.finish()
+        try:
             self._sampler.enqueue(logits, step.sampler)  # while the GPU is at the head: before `finish` it would keep the pool waiting
-        self._wait()
+        finally:  # a constraint may raise, and the next step must find the GPU at rest
+            self._wait()
         return self._sampler.result()
 
     @torch.inference_mode()
@@ -106,6 +111,12 @@ class GpuEngine(LocalEngine):
     def close(self) -> None:
         self._graph = None
         self._gpu.close()
+
+    def use(self) -> EngineUse | None:
+        use = super().use()
+        if use is None:
+            return None
+        return replace(use, streamed_bytes=self._gpu.streamed_bytes, roads=self.roads, gpu=self._meter.read() if self._meter is not None else None)
 
     @property
     def roads(self) -> Mapping[str, int]:

@@ -152,6 +152,11 @@ class GpuOps:
         """How many chunks of a layer's experts took each road of a prompt's."""
         return {str(road): count for road, count in self._experts.taken.items()}
 
+    @property
+    def streamed_bytes(self) -> int:
+        """Of experts' weights that went to the GPU over PCIe since the start."""
+        return self._experts.streamed_bytes
+
     def close(self) -> None:
         """End the pool's threads, and let go what was page-locked."""
         self._experts.close()

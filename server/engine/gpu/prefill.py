@@ -45,6 +45,11 @@ class PrefillExperts:
         self._streamable: set[ExpertWeights] = set()
         self.taken: Counter[Road] = Counter()  # chunks of a layer by their road, for the metrics
 
+    @property
+    def streamed_bytes(self) -> int:
+        """Of experts' weights, over PCIe, since the start."""
+        return self._streamed.copied_bytes if self._streamed is not None else 0
+
     def prepare(self, layers: Sequence[ExpertWeights], top_k: int, most: int) -> None:
         """Once all experts are laid out; `layers` are the model's, in order, and `most` tokens are a chunk. The log is told what was measured."""
         if self._streamed is None:

@@ -1,13 +1,15 @@
 """The GPU's sampler: it draws by the definition in server/engine/sampler.py, and of a step the host sees one token.
 
-What a request asks for stands in device memory (history, bias) and in a few pinned scalars that the first kernel fetches, so that one graph serves every
-step and every request of the same way of drawing. The uniform numbers come from the request's own generator on the host, as they do on the CPU.
+What a request asks for stands in device memory (history, bias, the tokens that its constraint allows) and in a few pinned scalars that the first kernel
+fetches, so that one graph serves every step and every request of the same way of drawing. The uniform numbers come from the request's own generator on the
+host, as they do on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from server.engine.gpu import drawing
 from server.engine.gpu.drawing import DrawBuffers, Way
 from server.engine.protocol import Drawn
 from server.engine.sampler import TOP_P_SLACK, WEIGHT_OF_BEST, SamplerState, not_finite
-from server.types import SamplingParams, TokenLogprob
+from server.types import SamplingParams, TokenLogprob, TokenMask
 
 Draw = Callable[[Tensor, DrawBuffers, Way], None]
 
@@ -36,12 +38,13 @@ class GpuSampler:
         self._graphs: dict[Way, torch.cuda.CUDAGraph] | None = {} if pin else None
         self._history = torch.zeros(vocab, dtype=torch.int32, pin_memory=pin)  # where a new request's history and bias are laid out for the copy
         self._bias = torch.zeros(vocab, pin_memory=pin)
+        self._allowed = torch.zeros_like(self._buffers.allowed, device="cpu", pin_memory=pin)
         self._owner: SamplerState | None = None  # whose history and bias are on the device
         self._drawing: SamplerState | None = None  # whose step is under way
 
-    def begin(self, params: SamplingParams, prompt_ids: tuple[int, ...]) -> SamplerState:
+    def begin(self, params: SamplingParams, prompt_ids: tuple[int, ...], constraint: TokenMask | None = None) -> SamplerState:
         """The drawing state for a new request."""
-        return SamplerState(params, prompt_ids)
+        return SamplerState(params, prompt_ids, constraint)
 
     def compile(self) -> None:
         """Launch what every way of drawing launches, whatever comes of it."""
@@ -55,12 +58,17 @@ class GpuSampler:
                 self._graph(way)
 
     def enqueue(self, logits: Tensor, state: SamplerState) -> None:
-        """Draw from logits [vocab] (or [1, vocab]) float32 in the current stream. Part of a graph where that stream is being captured."""
+        """Draw from logits [vocab] (or [1, vocab]) float32 in the current stream. Part of a graph where that stream is being captured.
+
+        A constraint is asked here, on the CPU, while the GPU computes those logits. Raises RequestError when it leaves nothing.
+        """
         if logits.data_ptr() != self.logits.data_ptr():
             self.logits.copy_(logits.view(-1))
         way = _way(state.params, len(self.logits), state)
         if way.adjust and self._owner is not state:
             self._hand_over(state)
+        if state.constraint is not None:
+            self._hand_over_mask(state.constraint.mask())
         self._write_scalars(state)
         self._drawing = state
         if self._graphs is None or torch.cuda.is_current_stream_capturing():
@@ -95,7 +103,19 @@ class GpuSampler:
             bias[token_id] = value
         self._buffers.history.copy_(self._history, non_blocking=True)
         self._buffers.bias.copy_(self._bias, non_blocking=True)
+        self._hand_over_mask(None)
         self._owner = state
+
+    def _hand_over_mask(self, words: memoryview | None) -> None:
+        """Put down which tokens the next draw may take: all of them, or those of a mask, which ends with the tokenizer's vocabulary."""
+        allowed = self._allowed.numpy()
+        if words is None:
+            allowed.fill(-1)
+        else:
+            known = np.frombuffer(words, dtype=np.int32)[: len(allowed)]
+            allowed[: len(known)] = known
+            allowed[len(known) :] = 0
+        self._buffers.allowed.copy_(self._allowed, non_blocking=True)
 
     def _write_scalars(self, state: SamplerState) -> None:
         p, scalars = state.params, self._scalars

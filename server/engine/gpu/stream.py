@@ -59,6 +59,11 @@ class StreamedExperts:
         self._next: dict[ExpertWeights, ExpertWeights] = {}  # which layer came behind which
         self.last: Plan | None = None  # of the last layer, for metrics
 
+    @property
+    def copied_bytes(self) -> int:
+        """Of weights, over PCIe, since the start."""
+        return self._streamer.copied_bytes
+
     def can_stream(self, layer: ExpertWeights) -> str:
         """ "", or why these experts can only be computed by the pool."""
         if reason := layer.unreadable():

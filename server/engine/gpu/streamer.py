@@ -50,6 +50,7 @@ class Streamer:
     def __init__(self, kernels: StreamKernels, device: torch.device, ring_bytes: int, staging: Staging, locks: PageLocks | None) -> None:
         self.lane: Lane = CudaLane(device) if device.type == "cuda" else PlainLane()
         self._kernels, self._device, self._staging, self._locks = kernels, device, staging, locks
+        self.copied_bytes = 0  # since the start, for the metrics
         self._ring = torch.empty(ring_bytes, dtype=torch.uint8, device=device)
         self._bounce: Bounce | None = None
         self._slot = 0  # that is filled next
@@ -157,6 +158,7 @@ class Streamer:
                 yield part[place * each : (place + count) * each], matrix.bytes_of(first, count), locked
 
     def _copy(self, to: Tensor, source: Tensor, locked: bool) -> None:
+        self.copied_bytes += to.nbytes
         if locked or not to.is_cuda:
             to.copy_(source, non_blocking=True)
             return

@@ -75,14 +75,15 @@ def draw(logits: Tensor, b: DrawBuffers, way: Way) -> None:
 
 
 def _adjusted(logits: Tensor, b: DrawBuffers, scalars: Tensor) -> Tensor:
-    """Logits after bias and penalties."""
+    """Logits after constraint, bias and penalties."""
+    may = (b.allowed[:, None] >> torch.arange(drawing.WORD, device=logits.device)).bitwise_and(1).view(-1)[: len(logits)] != 0
     repetition, presence, frequency = scalars[drawing.REPETITION : drawing.FREQUENCY + 1].float()
     values = logits + b.bias
     penalised = torch.where(values > 0, values / repetition, values * repetition).clamp(max=LARGEST)
     values = torch.where(b.history != 0, penalised, values)
     count = b.history & (drawing.IN_PROMPT - 1)
     values = values - torch.where(count > 0, presence + frequency * count, 0.0)
-    return torch.where(logits < torch.inf, values, logits)
+    return torch.where(logits < torch.inf, torch.where(may, values, -torch.inf), logits)
 
 
 def _drawn(values: Tensor, best: Tensor, scalars: Tensor, way: Way) -> Tensor:

@@ -31,6 +31,7 @@ _LEADERS = tl.constexpr(drawing.LEADERS)
 _SCALARS = tl.constexpr(drawing.SCALARS)
 _LEADER_SLOTS = tl.constexpr(drawing.LEADER_SLOTS)
 _NOT_FINITE = tl.constexpr(drawing.NOT_FINITE)
+_WORD = tl.constexpr(drawing.WORD)
 _IN_PROMPT = tl.constexpr(drawing.IN_PROMPT)
 _WEIGHT_OF_BEST = tl.constexpr(2.0**44)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
@@ -47,7 +48,7 @@ def draw(logits: Tensor, b: DrawBuffers, way: Way) -> None:
     padded = triton.next_power_of_2(blocks)
     if way != Way(greedy=True):
         _fetch[(1,)](b.scalars, b.settings, num_warps=1)
-    _peaks[(blocks,)](logits, b.settings, b.history, b.bias, b.values, b.peaks, vocab, ADJUST=way.adjust, **sizes)
+    _peaks[(blocks,)](logits, b.settings, b.history, b.bias, b.allowed, b.values, b.peaks, vocab, ADJUST=way.adjust, **sizes)
     values = b.values if way.adjust else logits
     if way.greedy:
         _take_best[(1,)](b.peaks, b.history, b.token, b.drawn, blocks, ADJUST=way.adjust, BLOCKS=padded, num_warps=1)
@@ -102,20 +103,21 @@ def _fetch(scalars, settings):
 
 
 @triton.jit
-def _peaks(logits, settings, history, bias, values, peaks, vocab, ADJUST: tl.constexpr, BLOCK: tl.constexpr):
+def _peaks(logits, settings, history, bias, allowed, values, peaks, vocab, ADJUST: tl.constexpr, BLOCK: tl.constexpr):
     """Adjust the logits where asked for, and find each block's best. Above all stands what is not finite."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab
     value = tl.load(logits + at, mask=inside, other=float("-inf"))
     if ADJUST:
-        value = _adjusted(value, tl.load(bias + at, mask=inside, other=0.0), tl.load(history + at, mask=inside, other=0), settings)
+        may = (tl.load(allowed + at // _WORD, mask=inside, other=0) >> at % _WORD) & 1
+        value = _adjusted(value, may != 0, tl.load(bias + at, mask=inside, other=0.0), tl.load(history + at, mask=inside, other=0), settings)
         tl.store(values + at, value, mask=inside)
     tl.store(peaks + tl.program_id(0), tl.max(tl.where(inside, key(value, at), GONE), axis=0))
 
 
 @triton.jit
-def _adjusted(value, bias, past, settings):
-    """Logits after bias and penalties."""
+def _adjusted(value, may, bias, past, settings):
+    """Logits after constraint, bias and penalties."""
     damaged = (value != value) | (value == float("inf"))
     repetition = tl.load(settings + _REPETITION).to(tl.float32)
     presence = tl.load(settings + _PRESENCE).to(tl.float32)
@@ -125,7 +127,7 @@ def _adjusted(value, bias, past, settings):
     penalised = tl.where(past != 0, tl.minimum(penalised, _LARGEST), biased)
     count = past & (_IN_PROMPT - 1)
     penalised -= tl.where(count > 0, presence + frequency * count.to(tl.float32), 0.0)
-    return tl.where(damaged, value, penalised)
+    return tl.where(damaged, value, tl.where(may, penalised, float("-inf")))
 
 
 @triton.jit

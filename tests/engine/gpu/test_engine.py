@@ -24,12 +24,13 @@ from server.engine.models.registry import family
 from server.engine.native import open_ops
 from server.engine.protocol import Step
 from server.engine.weights import Weights
-from server.errors import EngineFailure
+from server.errors import EngineFailure, RequestError
 from server.metrics import Metrics
-from server.types import SamplingParams
+from server.types import SamplingParams, TokenMask
 from tests.engine.gpu.conftest import DEVICE
 from tests.engine.oracle import relative
 from tests.engine.tiny_models import write_tiny
+from tests.fakes import FakeMask
 
 CACHE = 4 * PAGE_SIZE
 PAGES = (2, 0, 3, 1)
@@ -56,9 +57,9 @@ def open_engine(path: Path, cache_type: str = "f32", chunk: int = 64) -> GpuEngi
     return engine
 
 
-def generate(engine: LocalEngine, prompt: tuple[int, ...], count: int, params: SamplingParams = GREEDY) -> list[int]:
+def generate(engine: LocalEngine, prompt: tuple[int, ...], count: int, params: SamplingParams = GREEDY, constraint: TokenMask | None = None) -> list[int]:
     """The request's tokens: prefill in chunks, then one by one."""
-    sampler = engine.new_sampler(params, prompt)
+    sampler = engine.new_sampler(params, prompt, constraint)
     last = (len(prompt) - 1) // engine.prefill_chunk * engine.prefill_chunk
     for start in range(0, last, engine.prefill_chunk):
         engine.step(Step(prompt[start : start + engine.prefill_chunk], start, PAGES, None))
@@ -92,15 +93,37 @@ def test_the_same_tokens_as_on_the_cpu(pair: tuple[LocalEngine, GpuEngine], leng
     assert generate(gpu, prompt, 24, params) == generate(local, prompt, 24, params)
 
 
+@pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_constraint_holds_on_the_gpu_as_on_the_cpu(pair: tuple[LocalEngine, GpuEngine], params: SamplingParams) -> None:
+    allowed = (set(range(0, 96, 5)), {95}, None, {3, 4})
+    tokens = [generate(engine, (1, 2, 3), 12, params, FakeMask(*allowed, words=3)) for engine in pair]
+    assert tokens[0] == tokens[1]
+    assert all((now := allowed[i % 4]) is None or token in now for i, token in enumerate(tokens[0]))
+
+
+def test_a_constraint_that_fails_costs_its_request_alone(pair: tuple[LocalEngine, GpuEngine]) -> None:
+    class Stuck(FakeMask):
+        def mask(self) -> memoryview | None:
+            if len(self.accepted) == 2:
+                raise RequestError("The grammar allows nothing.")
+            return super().mask()
+
+    for engine in pair:
+        before = generate(engine, (1, 2, 3), 5)
+        with pytest.raises(RequestError, match="allows nothing"):
+            generate(engine, (1, 2, 3), 5, GREEDY, Stuck({7}, words=3))
+        assert generate(engine, (1, 2, 3), 5) == before
+
+
 def test_the_roads_that_experts_took_are_counted(pair: tuple[LocalEngine, GpuEngine]) -> None:
     metrics, (_, gpu) = Metrics(), pair
-    metrics.watch_roads(lambda: gpu.roads)
+    metrics.watch_engine(gpu.use)
     before = sum(gpu.roads.values())
     gpu.step(Step(tuple(range(20)), 0, PAGES, None))
     moe = gpu._model.hparams.moe
     assert sum(gpu.roads.values()) - before == (gpu._model.hparams.layers - moe.leading_dense if moe else 0)
     for road in ("cpu", "stream", "split"):
-        assert f'moespan_prefill_expert_chunks{{road="{road}"}} {float(gpu.roads.get(road, 0))}' in metrics.exposition()[0].decode()
+        assert f'moespan_prefill_expert_chunks_total{{road="{road}"}} {float(gpu.roads.get(road, 0))}' in metrics.exposition()[0].decode()
 
 
 def test_logits_are_those_of_the_cpu(pair: tuple[LocalEngine, GpuEngine]) -> None:

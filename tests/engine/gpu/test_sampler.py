@@ -14,6 +14,7 @@ from server.engine.protocol import Drawn
 from server.engine.sampler import SamplerState, TokenSampler
 from server.errors import EngineFailure
 from server.types import SamplingParams
+from tests.fakes import FakeMask
 
 VOCAB = 3000
 PARAMS = [
@@ -58,6 +59,29 @@ def test_the_same_seed_and_logits_give_the_cpus_tokens(params: SamplingParams) -
     for step in range(25):
         logits = logits_of(step % 5)  # so that tokens come again
         assert draw(sampler, logits, state).token_id == cpu.draw(logits).token_id, step
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=str)
+def test_a_constrained_request_draws_the_cpus_tokens(params: SamplingParams) -> None:
+    allowed = [set(range(i, VOCAB, 7)) for i in range(3)] + [{5}, None, {VOCAB - 1, 1024, 31}]
+    masks = [FakeMask(*allowed, words=-(-VOCAB // 32)) for _ in range(2)]
+    sampler, cpu = gpu_sampler(), TokenSampler(params, (1, 2), masks[0])
+    state = sampler.begin(params, (1, 2), masks[1])
+    for step in range(18):
+        drawn = draw(sampler, logits_of(step % 5), state).token_id
+        assert drawn == cpu.draw(logits_of(step % 5)).token_id, step
+        assert (now := allowed[step % 6]) is None or drawn in now
+    assert masks[0].accepted == masks[1].accepted
+
+
+def test_a_mask_ends_with_the_tokenizers_vocabulary_and_with_its_request() -> None:
+    """The head may be padded beyond the tokenizer; and the next request finds no constraint, be it adjusted in other ways or not."""
+    sampler, logits = gpu_sampler(), torch.arange(float(VOCAB))
+    greedy = SamplingParams(temperature=0.0)
+    for words, best in ((1, 9), (-(-VOCAB // 32) + 3, 9)):
+        assert draw(sampler, logits, sampler.begin(greedy, (), FakeMask({3, 9}, words=words))).token_id == best
+        assert draw(sampler, logits, sampler.begin(greedy, ())).token_id == VOCAB - 1
+        assert draw(sampler, logits, sampler.begin(SamplingParams(temperature=0.0, presence_penalty=1.0), ())).token_id == VOCAB - 1
 
 
 def test_two_requests_take_turns() -> None:

@@ -119,6 +119,21 @@ def test_bias_and_penalties(device: str, greedy: bool) -> None:
     assert int(both[0].history.sum()) == sum(history.values()) + 3
 
 
+@pytest.mark.parametrize("vocab", [3, 31, 32, 33, 1025, 2000])
+def test_only_what_a_mask_allows(device: str, vocab: int) -> None:
+    logits = some_logits(vocab, device)
+    allowed = {vocab - 1, vocab // 2, vocab // 3}
+    bits = sum(1 << token for token in allowed).to_bytes(-(-vocab // 32) * 4, "little")
+    for way in (Way(True, True), Way(False, True), Way(False, True, top_k=True, top_p=True)):
+        for u in range(6):
+            both = [buffers(vocab, device, {drawing.TOP_K: 2, drawing.TOP_P: 0.99, drawing.UNIFORM: u / 6, drawing.PRESENCE: 0.5}) for _ in range(2)]
+            for b in both:
+                b.allowed.copy_(torch.frombuffer(bytearray(bits), dtype=torch.int32))
+            tokens = [drawn(draw, logits, b, way) for draw, b in zip((sample.draw, plain_small.draw), both, strict=True)]
+            assert tokens[0] == tokens[1]
+            assert tokens[0] in allowed
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("way", [Way(True), Way(True, True), Way(False), Way(False, True, True, True)])
 def test_damaged_logits_draw_no_token(device: str, bad: float, way: Way) -> None:

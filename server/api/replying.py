@@ -1,0 +1,57 @@
+"""The steps that the generating routes of every protocol share: read the body, submit, answer whole or as a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from server.api.disconnect import while_connected
+from server.api.exchanges.base import Exchange
+from server.api.problems import Json
+from server.api.serving import Loaded, Serving
+from server.api.stream import StreamResponse
+
+log = logging.getLogger(__name__)
+
+FIRST_TEXT_S = 1.0  # an error before the first text has its own HTTP status, if it comes this soon; then the stream begins
+
+Made = TypeVar("Made")
+
+
+async def understood(request: Request, serving: Serving, read: Callable[[bytes, Serving, Loaded], Made]) -> Made:
+    """What `read` makes of the body. Off the event loop, since templates, tokenizer and grammars would hold up the other streams."""
+    loaded, raw = serving.loaded(), await request.body()
+    return await run_in_threadpool(read, raw, serving, loaded)
+
+
+async def respond(request: Request, serving: Serving, read: Callable[[bytes, Serving, Loaded], Exchange | Json]) -> Response:
+    """The answer in the way that the client asked for; Json where nothing has to be run for it.
+
+    Once it is submitted, whatever goes wrong cancels the request.
+    """
+    exchange = await understood(request, serving, read)
+    if not isinstance(exchange, Exchange):
+        return JSONResponse(exchange)
+    loaded = serving.loaded()
+    if serving.config.api.log_prompts:
+        _log_prompts(exchange, loaded)
+    answer = exchange.submit(loaded, serving.config.api.request_timeout_s)
+    try:
+        if not exchange.stream:
+            return JSONResponse(await while_connected(request, answer.whole(exchange.shape)))
+        keep_alive_s = serving.config.api.keep_alive_s
+        await while_connected(request, answer.begin(min(keep_alive_s, FIRST_TEXT_S)))
+    except BaseException:
+        answer.close()
+        raise
+    return StreamResponse(answer, exchange.shape, keep_alive_s=keep_alive_s)
+
+
+def _log_prompts(exchange: Exchange, loaded: Loaded) -> None:
+    for each in exchange.prepared:
+        log.info("The prompt of %s: %s", each.request.request_id, loaded.tokenizer.decode(list(each.request.prompt_ids), skip_special=False))

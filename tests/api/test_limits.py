@@ -1,0 +1,238 @@
+"""What a request may cost: its size, its depth, and the time that either side may take."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+import pytest
+
+from server.scheduler.reply import MOST_WAITING
+from tests.api.live import ECHO, USER, Live, live, wait_for
+from tests.fakes import FakeEngine
+
+CHAT = "/v1/chat/completions"
+CUT = r"reset|Broken pipe"
+BODY = json.dumps({"messages": USER}).encode()
+
+
+@pytest.fixture(scope="module")
+def tight() -> Iterator[Live]:
+    with live(max_body_mb=0.1, read_timeout_s=0.3, write_timeout_s=0.3, request_timeout_s=20) as server:
+        yield server
+        server.wait_idle()
+
+
+@contextmanager
+def connected(server: Live, first: bytes = b"") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(10)
+        connection.sendall(first)
+        yield connection
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join([f"POST {CHAT} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def keep_sending(connection: socket.socket, pieces: Iterable[bytes], pause_s: float = 0) -> None:
+    for piece in pieces:
+        connection.sendall(piece)
+        time.sleep(pause_s)
+
+
+def status_and_error(reply: bytes) -> tuple[int, dict[str, Any]]:
+    found = re.fullmatch(rb"HTTP/1.1 (\d+) .*?\r\n\r\n(.*)", reply, re.DOTALL)
+    assert found is not None, reply
+    return int(found[1]), json.loads(found[2])["error"]
+
+
+# --- Size ---
+
+
+def test_a_body_up_to_the_limit_is_read(tight: Live) -> None:
+    assert tight.request("POST", CHAT, content=BODY.ljust(100_000)).status_code == 200
+    assert tight.request("POST", CHAT, content=iter([BODY, b" " * (100_000 - len(BODY))])).status_code == 200  # chunked
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_one_byte_more_is_413(tight: Live, path: str, chunked: bool) -> None:
+    body = BODY.ljust(100_001)
+    reply = tight.request("POST", path, content=iter([body[:50_000], body[50_000:]]) if chunked else body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
+    assert "larger than 0.1 MB. Send less, or start the server with a larger --max_body_mb" in reply.json()["error"]["message"]
+    assert tight.chat().status_code == 200
+
+
+def test_an_endless_body_is_answered_and_then_cut(tight: Live) -> None:
+    """What comes after the answer is thrown away, and not for ever."""
+    with connected(tight, head("Transfer-Encoding: chunked")) as connection:
+        start = time.monotonic()
+        with pytest.raises(OSError, match=CUT):
+            keep_sending(connection, itertools.repeat(b"10000\r\n" + b" " * 0x10000 + b"\r\n"))
+        assert 0.2 < time.monotonic() - start < 5
+
+
+def test_a_client_that_asks_first_is_told_before_it_sends(tight: Live) -> None:
+    with connected(tight, head("Content-Length: 100001", "Expect: 100-continue", "Connection: close")) as connection:
+        assert status_and_error(received(connection))[0] == 413
+    with connected(tight, head(f"Content-Length: {len(BODY)}", "Expect: 100-continue", "Connection: close")) as connection:
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(BODY)
+        assert b"HTTP/1.1 200 OK" in received(connection)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":['])
+@pytest.mark.parametrize("depth", [100, 10_000])
+def test_deep_nesting_is_a_sentence(tight: Live, opening: bytes, depth: int) -> None:
+    for body in (opening * depth, b'{"messages":' + opening * depth):
+        reply = tight.request("POST", CHAT, content=body)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        (CHAT, {"messages": USER * 4097}, "'messages' must not hold more than 4096."),
+        (CHAT, {"messages": USER, "stop": ["a"] * 5}, "'stop' holds 5 strings; at most 4 are possible."),
+        (CHAT, {"messages": USER, "logit_bias": {str(number): 1 for number in range(1025)}}, "'logit_bias' must not hold more than 1024."),
+        ("/v1/completions", {"prompt": ["x"] * 257}, "'prompt' holds 257 prompts; at most 256 are possible."),
+        (CHAT, {"messages": USER, "temperature": 10**400}, "'temperature' "),
+    ],
+)
+def test_counts_are_bounded(server: Live, path: str, body: object, sentence: str) -> None:
+    reply = server.post(path, body)
+    assert reply.status_code == 400
+    assert sentence in reply.json()["error"]["message"]
+
+
+# --- Time ---
+
+
+def test_half_a_head_is_given_up(tight: Live) -> None:
+    with connected(tight, b"POST /v1/chat/completions HTTP/1.1\r\nHost: local") as connection:
+        status, error = status_and_error(received(connection))
+    assert (status, error["message"]) == (408, "The request's head did not arrive within 0.3 s (--read_timeout_s).")
+
+
+def test_dripping_does_not_help(tight: Live) -> None:
+    """The whole head has the time, not each byte of it; on a connection that was used before, too."""
+    with connected(tight, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+        assert b"200 OK" in connection.recv(1000)
+        time.sleep(0.5)  # between two requests there is more time
+        start = time.monotonic()
+        with pytest.raises(OSError, match=CUT):
+            keep_sending(connection, (bytes([letter]) for letter in b"GET /health HTTP/1.1\r\nx-header: " + b"y" * 1000), pause_s=0.02)
+        assert time.monotonic() - start < 3
+
+
+def test_a_connection_that_says_nothing_is_closed(tight: Live) -> None:
+    with connected(tight) as connection:
+        start = time.monotonic()
+        assert received(connection) == b""
+        assert 0.2 < time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("lines", [("Content-Length: 1000",), ("Transfer-Encoding: chunked",)])
+def test_half_a_body_is_given_up(tight: Live, lines: tuple[str, ...]) -> None:
+    start = time.monotonic()
+    with connected(tight, head(*lines) + b"5\r\n") as connection:
+        status, error = status_and_error(received(connection))
+    assert (status, error["code"]) == (408, "body_timeout")
+    assert time.monotonic() - start < 3
+
+
+def test_what_is_no_http_is_told_so_in_the_usual_shape(tight: Live) -> None:
+    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        with connected(tight, garbage) as connection:
+            assert status_and_error(received(connection))[0] == 400
+    with connected(tight, b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000) as connection:  # a head without an end
+        assert b" 400 " in connection.recv(100)
+
+
+def test_a_reader_that_never_reads_is_cut(tight: Live) -> None:
+    """Its events are bounded, its request is ended, its connection does not stay; the others never notice."""
+    forever = [ord("x")] * 3_000_000
+    with live(FakeEngine(num_pages=200_000, page_size=16, script=forever), cache_lens=3_100_000, write_timeout_s=1.0) as server:
+        body = json.dumps({"messages": USER, "max_tokens": 3_000_000, "stream": True, "logprobs": True, "top_logprobs": 20}).encode()
+        with connected(server) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(head(f"Content-Length: {len(body)}") + body)
+            wait_for(lambda: len(server.engine.steps) > 10)
+            wait_for(lambda: server.service.open == 0, 20)
+            assert len(server.engine.steps) < 30_000 + MOST_WAITING  # what sockets buffer, and what may wait
+            assert server.chat(max_tokens=5).json()["choices"][0]["message"]["content"] == "xxxxx"
+            wait_for(lambda: not server.runner._server.server_state.connections - idle(server), 10)
+        server.wait_idle()
+
+
+def idle(server: Live) -> set[Any]:
+    return {connection for connection in server.runner._server.server_state.connections if connection.cycle is None or connection.cycle.response_complete}
+
+
+def test_a_whole_reply_that_is_never_read_is_cut_too(tight: Live) -> None:
+    many = 7000  # tokens, 2 KB each
+    with live(FakeEngine(num_pages=1000, script=[ord("x")] * many), cache_lens=many + 1000, write_timeout_s=0.3) as server:
+        body = json.dumps({"messages": USER, "max_tokens": many, "logprobs": True, "top_logprobs": 20}).encode()
+        with connected(server) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(head(f"Content-Length: {len(body)}") + body)
+            wait_for(lambda: len(server.engine.steps) >= many)
+            wait_for(lambda: not server.runner._server.server_state.connections, 10)
+
+
+def test_a_slow_reader_gets_its_whole_reply() -> None:
+    """Slower than the timeout all in all, but it does read."""
+    many = 6000
+    with live(FakeEngine(num_pages=1000, script=[ord("x")] * many), cache_lens=2 * many, write_timeout_s=0.5) as server:
+        body = json.dumps({"messages": USER, "max_tokens": many, "stream": True, "logprobs": True, "top_logprobs": 5}).encode()
+        with connected(server) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            connection.sendall(head(f"Content-Length: {len(body)}", "Connection: close") + body)
+            reply = b""
+            while part := connection.recv(65536):
+                reply += part
+                time.sleep(0.02)
+        assert reply.count(b'"content":"x"') == many
+        assert b"data: [DONE]" in reply
+
+
+def test_a_request_that_takes_too_long_is_ended() -> None:
+    with live(FakeEngine(step_s=0.01), request_timeout_s=0.3) as server, ThreadPoolExecutor() as pool:
+        long = [{"role": "user", "content": "x" * 500}]
+        running = pool.submit(server.chat, messages=long)
+        wait_for(lambda: server.service.open == 1)
+        waiting = pool.submit(server.chat)
+        for reply in (running.result(), waiting.result()):
+            assert (reply.status_code, reply.json()["error"]["code"], reply.headers["x-should-retry"]) == (504, "request_timeout", "false")
+        server.wait_idle()
+        steps = len(server.engine.steps)
+        lines = server.lines(CHAT, {"messages": long})
+        assert '"code":"request_timeout"' in lines[-1]
+        assert len(lines) > 3  # what was there by then
+        server.wait_idle()
+        assert len(server.engine.steps) - steps < 60
+        with pytest.raises(openai.InternalServerError, match=r"took longer than the 0\.3 s"):  # and the SDK does not try again
+            server.client(max_retries=5).chat.completions.create(model="m", messages=long)
+
+
+def test_within_its_time_a_request_is_as_ever(tight: Live) -> None:
+    assert tight.chat().json()["choices"][0]["message"]["content"] == ECHO
+    assert tight.lines(CHAT, {"messages": USER})[-1] == "[DONE]"
