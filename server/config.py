@@ -115,6 +115,12 @@ def load_config(file: Path | None = None, flags: Mapping[str, object] | None = N
 # --- The YAML file -----------------------------------------------------------
 
 
+def _place(error: Exception) -> str:
+    """Where the library found what it could not read, and what it says of it."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else "") + (f": {problem}" if problem else "")
+
+
 def _read_file(file: Path) -> Settings:
     settings: Settings = {}
     for section, keys in _parse_yaml(file).items():
@@ -136,7 +142,7 @@ def _parse_yaml(file: Path) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration file {file}: {getattr(error, 'strerror', None) or error}.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file} is not valid YAML{_place(error)}.") from None  # what the library quotes may be a key
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold the sections {', '.join(SECTIONS)}; see configs/server.yaml for every key.")
     return tree or {}
@@ -219,6 +225,8 @@ def _to_str(label: str, value: object) -> str:
 def _to_words(label: str, value: object) -> tuple[str, ...]:
     """`a,b` or a YAML list of texts."""
     words = value if isinstance(value, (list, tuple)) else _to_str(label, value).split(",")
+    if not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{label} must be a list of texts. Put quotes around each of them, as in '123'.")
     return tuple(_to_str(label, word).strip() for word in words)
 
 

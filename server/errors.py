@@ -10,6 +10,7 @@ MoespanError
 ├── RequestError           one request is wrong                                (HTTP 400)
 │   └── ContextOverflow    prompt and reply cannot fit into the KV cache       (HTTP 400)
 ├── QueueFull              try again later                                     (HTTP 429)
+├── Busy                   as many as can be are being read already            (HTTP 429)
 ├── ShuttingDown           the server is going away, or is not there yet       (HTTP 503)
 ├── SlowReader             the client did not take its reply                   (ends its stream)
 └── EngineFailure          our own fault                                       (HTTP 500)
@@ -74,6 +75,14 @@ class QueueFull(MoespanError):
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         super().__init__(f"{waiting} requests are waiting already. Try again in {retry_after_s} s, or start the server with a larger --max_queue.")
+        self.retry_after_s = retry_after_s
+
+
+class Busy(MoespanError):
+    """Requests come faster than they can be read; `retry_after_s` is a guess at when to try again."""
+
+    def __init__(self, what: str, retry_after_s: int) -> None:
+        super().__init__(f"The server is busy: {what}. Try again in {retry_after_s} s.")
         self.retry_after_s = retry_after_s
 
 

@@ -17,7 +17,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.errors import ContextOverflow, EngineFailure, QueueFull, ShuttingDown
 from server.types import EngineUse, FinishReason, Timings
 
 # Seconds. From a small model's token on a fast machine to an R1 prompt that takes a quarter of an hour.
@@ -70,8 +69,8 @@ class Metrics:
         self.failure = Counter("moespan_request_failure", "Requests that were refused or failed.", ["error"], registry=self.registry)
         for reason in FinishReason:  # there from the start, at 0: Prometheus does not see a counter rise that begins at 1
             self.success.labels(reason.value), self.finished_tokens.labels(reason.value)
-        for error in (ContextOverflow, QueueFull, ShuttingDown, EngineFailure):
-            self.failure.labels(error.__name__)
+        for error in ("ContextOverflow", "QueueFull", "Busy", "ShuttingDown", "RequestTimeout", "SlowReader", "EngineFailure"):
+            self.failure.labels(error)
         steps = Counter("moespan_engine_step_seconds", "Time that the engine's steps took, drawing included.", ["phase"], registry=self.registry)
         self._prefill_steps, self._decode_steps = steps.labels("prefill"), steps.labels("decode")
 
@@ -154,7 +153,7 @@ class Metrics:
             self.decode_rate.set(rate)
 
     def failed(self, error: Exception) -> None:
-        """A request was refused (ContextOverflow, QueueFull, ShuttingDown) or failed (EngineFailure)."""
+        """A request was refused (ContextOverflow, QueueFull, Busy, ShuttingDown), cut short (RequestTimeout, SlowReader) or failed (EngineFailure)."""
         self.failure.labels(type(error).__name__).inc()
 
     # --- What is told ------------------------------------------------------------

@@ -44,9 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+CPUS = os.sched_getaffinity(0)
+
+
 @pytest.fixture(autouse=True)
 def unpinned() -> Iterator[None]:
-    """A thread that starts an engine is pinned to one CPU for good: here, until the end of its test."""
-    cpus = os.sched_getaffinity(0)
+    """A thread that starts an engine is pinned to one CPU for good: here, until the end of its test, or of the fixture for several tests."""
+    os.sched_setaffinity(0, CPUS)
     yield
-    os.sched_setaffinity(0, cpus)
+    os.sched_setaffinity(0, CPUS)

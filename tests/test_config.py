@@ -100,7 +100,9 @@ def test_a_flag_names_another_model_than_the_file(write):
         ("engine: {cpu_infer: many}", "engine.cpu_infer must be a whole number, not 'many'"),
         ("engine: {cpu_infer: 1.5}", "engine.cpu_infer must be a whole number, not 1.5"),
         ("engine: {cpu_infer: true}", "engine.cpu_infer must be a whole number, not True"),
-        ("engine: [", "is not valid YAML"),
+        ("engine: [", "is not valid YAML in line 1, column 10"),
+        ("api: {api_key: [00123456, yes]}", "api.api_key must be a list of texts. Put quotes around each of them"),
+        ("api: {api_key: [~]}", "api.api_key must be a list of texts"),
         ("model: {model: smollm2, gguf_path: a.gguf}", "both name a model: give one of them"),
     ],
 )
@@ -108,6 +110,14 @@ def test_a_wrong_file_says_where(write, text, sentence):
     with pytest.raises(ConfigError) as error:
         load_config(write(text))
     assert sentence in str(error.value)
+
+
+def test_what_cannot_be_read_is_not_quoted(write):
+    """It may be a key, and the sentence goes to a log."""
+    with pytest.raises(ConfigError) as error:
+        load_config(write("api:\n  api_key: [SECRET"))
+    assert "line 2" in str(error.value)
+    assert "SECRET" not in str(error.value)
 
 
 def test_a_file_that_is_not_there():

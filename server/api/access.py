@@ -96,7 +96,7 @@ class _Request:
     def log(self) -> None:
         """The line."""
         seconds = round(time.perf_counter() - self._start, 4)
-        client = (self._scope.get("client") or ("-",))[0]
+        client = ascii((self._scope.get("client") or ("-",))[0])[1:-1]  # X-Forwarded-For may hold anything
         fields = {"client": client, "method": self._scope["method"], "route": self._route(), "status": self._status, "seconds": seconds}
         level = logging.DEBUG if self._scope["path"] in _QUIET or self._scope["path"].startswith("/page/") else logging.INFO
         log.log(level, "%s %s %s %d in %.3f s%s", *fields.values(), _words(self.notes), extra={"fields": {**fields, **_known(self.notes)}})

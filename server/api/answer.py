@@ -70,7 +70,9 @@ class Answer:
                         parts = await anext(batches)
                 except TimeoutError:
                     assert self._timeout_s is not None
-                    raise RequestTimeout(self._timeout_s) from None
+                    error = RequestTimeout(self._timeout_s)
+                    self._loaded.service.failed(error)
+                    raise error from None
                 yield parts
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server.api.problems import Problem, writer_for
-from server.errors import MoespanError, QueueFull, RequestError, ShuttingDown, SlowReader
+from server.errors import Busy, MoespanError, QueueFull, RequestError, ShuttingDown, SlowReader
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ _OURS: dict[type[MoespanError], tuple[int, str, str | None]] = {
     Unauthorized: (401, "authentication_error", "invalid_api_key"),
     NotFound: (404, "invalid_request_error", "model_not_found"),
     QueueFull: (429, "rate_limit_error", "queue_full"),
+    Busy: (429, "rate_limit_error", "busy"),
     ShuttingDown: (503, "service_unavailable_error", "service_unavailable"),
     NotImplementedHere: (501, "not_implemented_error", "not_implemented"),
     Forbidden: (403, "permission_error", "forbidden"),
@@ -89,7 +90,7 @@ _OURS: dict[type[MoespanError], tuple[int, str, str | None]] = {
 def response_to(path: str, error: Exception) -> JSONResponse:
     """The whole answer to a request for `path`, with Retry-After where trying again helps."""
     headers: dict[str, str] = {}
-    if isinstance(error, QueueFull):
+    if isinstance(error, (QueueFull, Busy)):
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, ShuttingDown):
         headers["Retry-After"] = str(LOADING_RETRY_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ def chat_prompt(body: ChatRequest, loaded: Loaded, *, force: bool) -> ChatPrompt
     tools = [tool.model_dump(exclude_none=True) for tool in offered] or None
     if body.continues:
         text = loaded.template.continued(messages, tools=tools, **switches)
-        return ChatPrompt(text, "opened" if text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE) else "closed", False, offered)
+        return ChatPrompt(text, "opened" if _within_thought(text, messages[-1]) else "closed", False, offered)
     begins = body.add_generation_prompt is not False
     text = loaded.template.render(messages, tools=tools, add_generation_prompt=begins, **switches)
     thoughtless = _wants_no_thoughts(body)
@@ -60,6 +60,15 @@ def chat_prompt(body: ChatRequest, loaded: Loaded, *, force: bool) -> ChatPrompt
     elif begins and thoughtless:
         text = _closed(text, loaded)
     return ChatPrompt(text, "opened" if opens_think(text) else "closed", forced, offered)
+
+
+def _within_thought(text: str, last: Mapping[str, Any]) -> bool:
+    """Whether a prompt that ends in `last` ends within its thought. What earlier messages say of <think> does not count."""
+    said = last.get("content") or ""
+    if not said and last.get("reasoning_content"):
+        return True
+    begun = said.lstrip().startswith(THINK_OPEN) or opens_think(text[: len(text) - len(said)])
+    return begun and THINK_CLOSE not in said
 
 
 def _offered(body: ChatRequest, loaded: Loaded) -> Sequence[ToolDefinition]:

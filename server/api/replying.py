@@ -34,6 +34,7 @@ async def respond(request: Request, serving: Serving, read: Callable[[bytes, Ser
 
     Once it is submitted, whatever goes wrong cancels the request.
     """
+    serving.loaded().service.check_room()
     exchange = await understood(request, serving, read)
     if not isinstance(exchange, Exchange):
         return JSONResponse(exchange)

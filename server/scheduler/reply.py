@@ -166,7 +166,7 @@ class Mailbox:
     called, and the coroutine, should it come back, finds what there was and then SlowReader.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_full: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_full: Callable[[SlowReader], None]) -> None:
         self._loop = loop
         self._on_full = on_full
         self._full = False
@@ -180,8 +180,9 @@ class Mailbox:
             return
         if len(self._events) >= MOST_WAITING and event.finish_reason is None and event.error is None:
             self._full = True
-            event = TokenEvent(event.request_id, error=SlowReader(len(self._events)))
-            self._on_full()
+            slow = SlowReader(len(self._events))
+            event = TokenEvent(event.request_id, error=slow)
+            self._on_full(slow)
         self._events.append(event)
         if not self._woken:
             self._woken = True
@@ -226,10 +227,15 @@ class AsyncReply(_Submitted):
     """A request that was submitted, read in the running event loop. Raises what Service.submit raises. Close it, whatever happens."""
 
     def __init__(self, service: Service, request: GenerateRequest, text: ReplyText, *, continues: bool = False) -> None:
-        self._mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: service.cancel(request.request_id))
+        self._mailbox = Mailbox(asyncio.get_running_loop(), on_full=self._cut)
         self._early: list[Part] = []
         self._error: Exception | None = None
         super().__init__(service, request, text, self._mailbox.put, continues=continues)
+
+    def _cut(self, error: SlowReader) -> None:
+        """In the engine's thread."""
+        self._service.failed(error)
+        self._service.cancel(self._request_id)
 
     async def begin(self, timeout_s: float) -> None:
         """Wait for the first text or the end, at most so long. Raises the error of a request that fails before its first text."""

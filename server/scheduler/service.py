@@ -59,6 +59,19 @@ class Service:
             self._metrics.failed(error)
             raise error
 
+    def check_room(self) -> None:
+        """Raise what `submit` would of any request, before work is spent on reading one: ShuttingDown or QueueFull."""
+        try:
+            with self._changed:
+                self._refuse_when_full(continues=False)
+        except MoespanError as error:
+            self.failed(error)
+            raise
+
+    def failed(self, error: Exception) -> None:
+        """Count a request that ended with an error of which the engine does not know."""
+        self._metrics.failed(error)
+
     def submit(self, request: GenerateRequest, sink: Sink, *, continues: bool = False) -> None:
         """Take a request; `sink` gets its events in the engine's thread, and must neither block nor take long.
 
@@ -69,7 +82,7 @@ class Service:
         try:
             with self._changed:
                 self._refuse_or_accept(request, continues)
-                self._worker.post(Submit(request, lambda event: self._pass_on(event, sink), time.perf_counter(), REQUEST_ID.get()))
+                self._worker.post(Submit(request, lambda event: self._pass_on(event, sink), time.perf_counter(), REQUEST_ID.get(), continues))
         except MoespanError as error:
             self._metrics.failed(error)
             raise
@@ -86,13 +99,16 @@ class Service:
             self._changed.notify_all()
 
     def _refuse_or_accept(self, request: GenerateRequest, continues: bool) -> None:
+        self._refuse_when_full(continues)
+        assert request.request_id not in self._open, "request ids are unique"
+        self._open.add(request.request_id)
+
+    def _refuse_when_full(self, continues: bool) -> None:
         if self._closed or (self._closing and not continues):
             raise ShuttingDown(GOING_DOWN)
         waiting = max(self.open - 1, 0)
         if self._open and waiting >= self._max_queue and not continues:
             raise QueueFull(waiting, min(math.ceil(self._typical_s), LONGEST_RETRY_S))
-        assert request.request_id not in self._open, "request ids are unique"
-        self._open.add(request.request_id)
 
     def _pass_on(self, event: TokenEvent, sink: Sink) -> None:
         """Runs in the engine's thread. The books are closed first, so that a client that hears the end may come back at once."""

@@ -35,6 +35,7 @@ class Submit:
     sink: Sink
     at: float
     log_id: str | None
+    continues: bool = False  # a part of work that runs already: a drain does not refuse it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Ticket:
     sink: Sink
     submitted_at: float
     log_id: str | None
+    continues: bool = False
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -146,15 +148,16 @@ class Worker:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Submit(request, sink, at, log_id):
-                self._tickets[request.request_id] = Ticket(self._scheduler.add(request), sink, at, log_id)
+            case Submit(request, sink, at, log_id, continues):
+                self._tickets[request.request_id] = Ticket(self._scheduler.add(request), sink, at, log_id, continues)
             case Cancel(request_id, reason):
                 sequence = self._scheduler.find(request_id)
                 if sequence is not None:  # else it ended while the message was on its way
                     self._finish(self._ticket(sequence), reason)
             case RefuseWaiting():
                 for sequence in self._scheduler.waiting():
-                    self._fail(self._ticket(sequence), ShuttingDown(GOING_DOWN))
+                    if not self._ticket(sequence).continues:
+                        self._fail(self._ticket(sequence), ShuttingDown(GOING_DOWN))
             case Stop():
                 self._stopping = True
                 self._end_all(ShuttingDown(GOING_DOWN))

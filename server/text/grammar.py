@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import llguidance
 
-from server.errors import RequestError
+from server.errors import Busy, RequestError
 from server.text import json_schema
 from server.text.grammar_trial import NO_GRAMMAR
 from server.text.reasoning import THINK_CLOSE, THINK_OPEN
 from server.text.token_mask import GrammarMask, vocabulary_of
 from server.text.tokenizer import Tokenizer
 
+RETRY_S = 5  # when others are in the way
 MOST_BYTES = 256 * 1024  # of a grammar, in whatever form
 _NOT_ENFORCED = "which cannot be enforced while a reply is drawn. Leave it out, and check the reply for it."
 _SETTINGS = '%llguidance {"no_forcing": true}\n'  # the model may cut text that is forced into tokens as it likes
@@ -76,7 +77,7 @@ def compile_constraint(spec: GrammarSpec, tokenizer: Tokenizer, *, after_think: 
     """The constraint of one request. To be called off the event loop: it takes milliseconds, for a new grammar a tenth of a second, at worst a few seconds.
 
     after_think: the prompt ended inside <think>. Otherwise the reply may open a thought of its own, if the model has a token for it.
-    Raises RequestError, with the field's name, for what cannot be read, cannot be enforced, is too large, or fits nothing.
+    Raises RequestError, with the field's name, for what cannot be read, cannot be enforced, is too large, or fits nothing; Busy where others are in the way.
     """
     try:
         vocabulary = vocabulary_of(tokenizer)
@@ -90,7 +91,7 @@ def compile_constraint(spec: GrammarSpec, tokenizer: Tokenizer, *, after_think: 
         error.param = error.param or spec.param
         raise
     except subprocess.TimeoutExpired as error:
-        raise RequestError("This machine was too busy to compile the grammar. Send the request again.", param=spec.param) from error
+        raise Busy("other grammars are being compiled", RETRY_S) from error
     except UnicodeEncodeError:
         raise RequestError("The grammar holds half of a surrogate pair, which is not valid Unicode. Send the whole pair.", param=spec.param) from None
     return constraint

@@ -25,17 +25,23 @@ NO_GRAMMAR = "Not to be read: "  # what a complaint begins with when it is of a 
 _BYTES = 1 << 30  # of address space
 _STACK = 1 << 20  # below what any thread of the server has
 _turn = threading.Lock()  # one at a time, so that a flood of grammars takes one core
+_places = threading.BoundedSemaphore(8)  # who waits for it holds one of the threads that read requests, of which some must be left to others
 
 
 def trial(grammar: str, size: int, special: Mapping[int, str]) -> tuple[str, str]:
     """Compile the library's JSON form of a grammar for a vocabulary of `size` tokens with these special ones, whose text is theirs alone.
 
     Returns the grammar, `translated`, and "" if that can be done, else a sentence or two about what is wrong. Raises subprocess.TimeoutExpired where the
-    machine was too busy to tell.
+    machine was too busy to tell, or too many others wait for it.
     """
     task = json.dumps({"grammar": grammar, "size": size, "special": special}).encode()
-    with _turn:
-        done = subprocess.run([sys.executable, "-P", __file__], input=task, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_PATIENCE_S)
+    if not _places.acquire(blocking=False):
+        raise subprocess.TimeoutExpired("a turn", 0)
+    try:
+        with _turn:
+            done = subprocess.run([sys.executable, "-P", __file__], input=task, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_PATIENCE_S)
+    finally:
+        _places.release()
     if done.returncode == -signal.SIGXCPU:
         return grammar, f"It takes longer than {_SECONDS} s to compile. Send a simpler one: smaller numbers, shorter patterns."
     if done.returncode != 0:

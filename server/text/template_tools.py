@@ -162,11 +162,11 @@ def _short_id(call_id: object) -> str:
 
 
 def _as_object(arguments: Any) -> Any:
-    """The object that JSON text holds; text that is no JSON stays as a model wrote it."""
+    """The object that JSON text holds, an empty one for none; text that is no JSON stays as a model wrote it."""
     if not isinstance(arguments, str):
-        return arguments
+        return {} if arguments is None else arguments
     try:
-        return json.loads(arguments)
+        return json.loads(arguments or "{}") or {}
     except (ValueError, RecursionError):
         return arguments
 

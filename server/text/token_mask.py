@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
 
 import llguidance
 
@@ -24,7 +26,7 @@ class Vocabulary:
         tokens = _Tokens(tokenizer)
         self._special = {token_id: tokens.tokens[token_id].decode("utf-8", errors="replace") for token_id in tokens.special_token_ids}
         self._backend = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), eos_token=sorted(tokenizer.stop_ids))
-        self.trial = functools.lru_cache(maxsize=_REMEMBERED)(self._trial)
+        self._trials = functools.lru_cache(maxsize=_REMEMBERED)(lambda grammar: _Once(lambda: self._trial(grammar)))
 
     def words(self, ids: frozenset[int]) -> memoryview:
         """A mask of these tokens."""
@@ -33,6 +35,10 @@ class Vocabulary:
             bits[token_id // 8] |= 1 << token_id % 8
         return memoryview(bytes(bits)).cast("i")
 
+    def trial(self, grammar: str) -> tuple[str, str]:
+        """What came of a grammar's trial; who asks while it runs waits for it, so that one grammar takes one place however many ask for it at once."""
+        return self._trials(grammar).result()
+
     def _trial(self, grammar: str) -> tuple[str, str]:
         """A grammar in the library's JSON form, its GBNF translated, and what is wrong with it, found out where it harms nobody; "" for nothing."""
         return trial(grammar, self.size, self._special)
@@ -40,6 +46,21 @@ class Vocabulary:
     def matcher(self, grammar: str) -> llguidance.LLMatcher:
         """A walk at the beginning of a grammar that has passed its trial; what is still wrong with it, for this vocabulary, is in its `get_error`."""
         return llguidance.LLMatcher(self._backend, grammar, log_level=0, limits=LIMITS)
+
+
+class _Once:
+    """Something made when it is first asked for; a failure is not kept."""
+
+    def __init__(self, make: Callable[[], tuple[str, str]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: tuple[str, str] | None = None
+
+    def result(self) -> tuple[str, str]:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
 
 
 @functools.lru_cache(maxsize=1)

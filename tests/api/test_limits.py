@@ -9,12 +9,14 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from server.api.limits import MOST_HELD
 from server.scheduler.reply import MOST_WAITING
 from tests.api.live import ECHO, USER, Live, live, wait_for
 from tests.fakes import FakeEngine
@@ -79,6 +81,21 @@ def test_one_byte_more_is_413(tight: Live, path: str, chunked: bool) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
     assert "larger than 0.1 MB. Send less, or start the server with a larger --max_body_mb" in reply.json()["error"]["message"]
     assert tight.chat().status_code == 200
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    with live(max_body_mb=0.1, read_timeout_s=20) as server:
+
+        def reply() -> httpx.Response:
+            return server.request("POST", CHAT, content=BODY.ljust(90_000))
+
+        with ExitStack() as stack:
+            for _ in range(MOST_HELD):
+                stack.enter_context(connected(server, head("Content-Length: 100000") + b" " * 99_990))
+            wait_for(lambda: reply().status_code == 429)
+            refused = reply()
+        assert (refused.json()["error"]["code"], refused.headers["Retry-After"]) == ("busy", "5")
+        wait_for(lambda: reply().status_code == 200)
 
 
 def test_an_endless_body_is_answered_and_then_cut(tight: Live) -> None:
@@ -222,6 +239,7 @@ def test_a_request_that_takes_too_long_is_ended() -> None:
         waiting = pool.submit(server.chat)
         for reply in (running.result(), waiting.result()):
             assert (reply.status_code, reply.json()["error"]["code"], reply.headers["x-should-retry"]) == (504, "request_timeout", "false")
+        assert server.serving.metrics.registry.get_sample_value("moespan_request_failure_total", {"error": "RequestTimeout"}) == 2
         server.wait_idle()
         steps = len(server.engine.steps)
         lines = server.lines(CHAT, {"messages": long})

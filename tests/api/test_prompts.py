@@ -84,6 +84,12 @@ def test_whether_a_continued_reply_is_still_thinking(content: str, thinking: str
     assert chat(body, loaded(R1), Config(), "id").rules.reasoning == thinking
 
 
+@pytest.mark.parametrize("said", ["It is ", "A tag: <think>"])
+def test_what_others_say_of_think_begins_no_thought(said: str) -> None:
+    messages = [{"role": "user", "content": "What does the <think> tag mean?"}, {"role": "assistant", "content": said}]
+    assert chat(checked(ChatRequest, {"messages": messages}), loaded(R1), Config(), "id").rules.reasoning == "closed"
+
+
 def test_a_continued_reply_is_not_made_to_think() -> None:
     assert prompt_of(PLAIN, USER, SAID, force=True) == "<user>hi<assistant>It is"
 

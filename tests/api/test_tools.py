@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from server.text.tools.formats import DEEPSEEK, HERMES
+from tests.api.calling import calling
 from tests.api.live import USER, Live, live
 from tests.fakes import FakeEngine
 
@@ -255,3 +256,25 @@ def test_a_model_that_writes_calls_but_lists_no_tools_is_told_of_them() -> None:
         assert DEEPSEEK.write([("name_of_the_function", {"parameter": "value"})]) in prompt(server)
         assert prompt(server).endswith("<U>hello<A>")
     assert without_ids(message["tool_calls"]) == [called(*call) for call in CALLS]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud83d"}', '"{\\"a\\": \\"\\ud83d\\"}"', '{"a": ' + "[" * 3000],
+    ids=["nan", "inf", "half", "text", "deep"],
+)
+def test_arguments_that_no_json_can_hold_cost_no_reply(arguments: str) -> None:
+    """Models write what they like, and every protocol's reply is JSON in UTF-8."""
+    said = f'<tool_call>\n{{"name": "weather", "arguments": {arguments}}}\n</tool_call>'
+    anthropic = [{"name": "weather", "input_schema": {"type": "object"}}]
+    with calling(said) as server:
+        for path, body in (
+            ("/v1/chat/completions", {"messages": USER, "tools": TOOLS}),
+            ("/v1/messages", {"messages": USER, "tools": anthropic, "max_tokens": 7000}),
+            ("/api/chat", {"messages": USER, "tools": TOOLS, "stream": False}),
+            ("/api/chat", {"messages": USER, "tools": TOOLS, "stream": True}),
+        ):
+            reply = server.post(path, body)
+            assert reply.status_code == 200, (path, reply.text)
+            for line in reply.text.splitlines() if body.get("stream") else [reply.text]:
+                json.loads(line, parse_constant=pytest.fail)

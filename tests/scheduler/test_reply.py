@@ -242,7 +242,7 @@ def test_begin_gives_up_waiting_and_loses_nothing(service: Service) -> None:
 
 def test_a_mailbox_loses_nothing_between_two_threads() -> None:
     async def read(count: int) -> list[int | None]:
-        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: None)
+        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda _: None)
         threading.Thread(target=lambda: deque(map(mailbox.put, [TokenEvent("r", number) for number in range(count)]), maxlen=0)).start()
         seen: list[int | None] = []
         while len(seen) < count:
@@ -254,7 +254,7 @@ def test_a_mailbox_loses_nothing_between_two_threads() -> None:
 
 def test_a_full_mailbox_ends_its_request_and_keeps_what_it_has() -> None:
     async def read() -> list[TokenEvent]:
-        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: ended.append(True))
+        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda _: ended.append(True))
         for number in range(MOST_WAITING + 100):
             mailbox.put(TokenEvent("r", number))
         mailbox.put(TokenEvent("r", finish_reason=FinishReason.CANCELLED))
@@ -270,7 +270,7 @@ def test_a_full_mailbox_ends_its_request_and_keeps_what_it_has() -> None:
 
 def test_the_last_event_fits_into_a_full_mailbox() -> None:
     async def read() -> list[TokenEvent]:
-        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda: pytest.fail("ended"))
+        mailbox = Mailbox(asyncio.get_running_loop(), on_full=lambda _: pytest.fail("ended"))
         for number in range(MOST_WAITING):
             mailbox.put(TokenEvent("r", number))
         mailbox.put(TokenEvent("r", finish_reason=FinishReason.STOP))

@@ -250,3 +250,18 @@ def test_many_requests_from_many_threads_are_each_answered_in_order() -> None:
             thread.join()
     assert len(results) == 200
     assert all(text == name.encode() for name, text in results.items())
+
+
+def test_draining_lets_the_rest_of_accepted_work_run() -> None:
+    """Even where another request came between its parts."""
+    with serving(FakeEngine(step_s=0.005)) as service:
+        first, between, second = Listener(), Listener(), Listener()
+        service.submit(request(b"x" * 5, name="w-0"), first)
+        service.expect_more("w")
+        service.submit(request(b"x" * 30, name="between"), between)
+        service.submit(request(name="w-1"), second, continues=True)
+        service.expect_no_more("w")
+        first.to_end()
+        between.events.get(timeout=10)
+        assert service.drain(10)
+        assert bytes(ids(second.to_end())) == b"hello"

@@ -6,13 +6,15 @@ import itertools
 import json
 import random
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import pytest
 
-from server.errors import RequestError
+from server.errors import Busy, RequestError
 from server.text import grammar_trial, token_mask
 from server.text.grammar import Choice, GrammarSpec, GrammarText, JsonObject, JsonSchema, Regex, compile_constraint, inline_json
 from server.text.grammar_trial import translated
@@ -320,9 +322,32 @@ def test_a_machine_too_busy_to_tell_is_no_verdict(monkeypatch: pytest.MonkeyPatc
     tokenizer = ByteTokenizer(vocab_size=257, stop_ids=[256])
     with monkeypatch.context() as patch:
         patch.setattr(grammar_trial, "_PATIENCE_S", 1e-3)
-        with pytest.raises(RequestError, match="too busy to compile"):
+        with pytest.raises(Busy, match=r"grammars are being compiled\. Try again in 5 s"):
             compile_constraint(Choice(["a"]), tokenizer, after_think=False)
     compile_constraint(Choice(["a"]), tokenizer, after_think=False)
+
+
+def test_few_wait_for_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds one of the threads that read all requests."""
+    tokenizer = ByteTokenizer(vocab_size=257, stop_ids=[256])
+    monkeypatch.setattr(grammar_trial, "_places", threading.BoundedSemaphore(1))
+    with grammar_trial._places, pytest.raises(Busy):
+        compile_constraint(Choice(["c"]), tokenizer, after_think=False)
+    compile_constraint(Choice(["c"]), tokenizer, after_think=False)
+
+
+def test_who_asks_for_a_grammar_that_is_being_tried_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, tried = ByteTokenizer(vocab_size=257, stop_ids=[256]), []
+
+    def slow(grammar: str, size: int, special: object) -> tuple[str, str]:
+        tried.append(grammar)
+        time.sleep(0.05)
+        return grammar, ""
+
+    monkeypatch.setattr(token_mask, "trial", slow)
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda _: compile_constraint(Choice(["a"]), tokenizer, after_think=False), range(20)))
+    assert len(tried) == 1
 
 
 def test_a_grammar_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

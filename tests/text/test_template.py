@@ -102,3 +102,16 @@ def test_think_is_forced_once(prompt: str, forced: str) -> None:
 def test_a_closed_tag_does_not_open() -> None:
     assert not opens_think("<think>\n\n</think>\n\n")
     assert not opens_think("<|assistant|>\n")
+
+
+@pytest.mark.parametrize("arguments", ["{}", "", "null"])
+def test_a_call_without_arguments_is_rendered(arguments: str) -> None:
+    """Some clients send nothing for functions that take nothing; this template loops over them, as GLM's does."""
+    template = ChatTemplate(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}\n"
+        "{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key>\n<arg_value>{{ v }}</arg_value>\n{% endfor %}</tool_call>"
+        "{% endfor %}{% endfor %}"
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": arguments}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "12"}]
+    assert "<tool_call>clock\n</tool_call><tool>12" in template.render(messages)

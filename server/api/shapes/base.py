@@ -33,7 +33,8 @@ class Call:
         """The arguments as an object. What a model wrote instead, or when it was cut off, stands in one, under the key that Anthropic's documents name."""
         try:
             made = json.loads(self.arguments or "{}")
-        except ValueError:
+            json.dumps(made, allow_nan=False, ensure_ascii=False).encode()  # NaN and half surrogate pairs cannot be sent
+        except (ValueError, RecursionError):
             made = None
         return made if isinstance(made, dict) else {"INVALID_JSON": self.arguments}
 

@@ -220,6 +220,7 @@ def _as_object_text(value: str) -> str:
     """Arguments that are not written as an object: JSON text within a string is opened; null, and an empty string, are an empty object."""
     try:
         opened = json.loads(value, strict=False)
+        str(opened).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError):
         return value
     if opened is None or opened == "":

@@ -13,7 +13,7 @@ from typing import Any
 from server.errors import RequestError
 from server.text.tools.calls import Tool
 from server.text.tools.formats import INDEX, PARAMETER, ToolFormat
-from server.text.tools.typed import is_text
+from server.text.tools.typed import may_be_text
 
 InlineJson = Callable[[Any], str]  # a schema -> `%json {...}`; RequestError for one that cannot be followed
 NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -51,10 +51,16 @@ class CallGrammar:
     def free(self) -> str:
         """The reply is any text, and then calls or none."""
         if not self._form.marker:  # a call can only be the whole reply, and shows by its first character
-            return self._text(rf"/[^{{](.|\n)*/ | {_quoted(self._form.marker)} {self._rest}")
-        marker = re.escape(self._form.marker).replace("/", r"\/")
-        self._more += [rf"PLAIN: {_ANY} & ~/(.|\n)*{marker}(.|\n)*/", rf"before[lazy]: /(.|\n)*{marker}/"]
+            self._more.append(rf"PLAIN: /[ \n\r\t]*([^{{ \n\r\t](.|\n)*)?/ & ~{self._holding(self._form.parser.begins)}")
+            return self._text(f"PLAIN | {self._rest}")
+        others = [marker for marker in self._form.parser.begins if marker != self._form.marker]
+        without = f" & ~{self._holding(others)}" if others else ""
+        self._more += [f"PLAIN: {_ANY} & ~{self._holding(self._form.parser.begins)}", rf"before[lazy]: /(.|\n)*{_escaped(self._form.marker)}/{without}"]
         return self._text(f"PLAIN | before {self._rest}")
+
+    def _holding(self, markers: Sequence[str]) -> str:
+        """Any text with one of the markers in it."""
+        return rf"/(.|\n)*({'|'.join(map(_escaped, markers))})(.|\n)*/"
 
     def _text(self, start: str) -> str:
         return "\n".join([f"start: {start}", *[f"{name}: {right_side}" for right_side, name in self._rules.items()], *self._more])
@@ -72,16 +78,17 @@ class CallGrammar:
             raise RequestError("A function's 'parameters' must have an object of 'properties', and a list of those that are 'required'.", param="tools")
         if not properties and schema.get("additionalProperties") is not False:
             return f"({self._parameter(_ANY_NAME, {'type': 'string'})})*"
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}  # what references point to
+        properties = {key: {**each, **shared} if "$ref" in json.dumps(each) else each for key, each in properties.items()}
         return " ".join([f"({self._parameter(_quoted(key), each)}){'' if key in required else '?'}" for key, each in properties.items()])
 
     def _parameter(self, key: str, schema: Any) -> str:
         """One argument; a text is anything up to the closing tag, or one of those that the schema lists."""
         before, between, after = PARAMETER[self._form.arguments]
         head = f"{_quoted(before)} {key} {_quoted(between)}"
-        if not is_text(schema):
+        if not may_be_text(schema):  # the others are read as they stand, without quotes (as_json)
             return f"{head} {self._json(schema)} {_quoted(after)}"
-        enum = schema.get("enum")
-        listed = [_quoted(text) for text in enum if isinstance(text, str)] if isinstance(enum, list) else []
+        listed = [_quoted(text) for text in _listed(schema) or []]
         return f"{head} ({' | '.join(listed)}) {_quoted(after)}" if listed else f"{head} {self._text_up_to(after)}"
 
     def _text_up_to(self, end: str) -> str:
@@ -106,6 +113,21 @@ def _one_of(heads: Sequence[str], tails: Sequence[str]) -> str:
     """One of several calls: what stands before the arguments, in which the calls' numbers are any, and the rest."""
     written = [" /[0-9]{1,2}/ ".join([_quoted(part) for part in head.split(INDEX)]) for head in heads]
     return "(" + " | ".join([f"{head} {tail}" for head, tail in zip(written, tails, strict=True)]) + ")"
+
+
+def _escaped(text: str) -> str:
+    return re.escape(text).replace("/", r"\/")
+
+
+def _listed(schema: Mapping[str, Any]) -> list[str] | None:
+    """The texts that a value may be, as they are written; None: any."""
+    if isinstance(schema.get("enum"), list):
+        return ["null" if each is None else each for each in schema["enum"] if each is None or isinstance(each, str)]
+    options = [each for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list) for each in schema[key]]
+    if not options or schema.get("type") is not None:
+        return ["null"] if schema.get("type") == "null" else None
+    lists = [_listed(each) for each in options if may_be_text(each) or (isinstance(each, Mapping) and each.get("type") == "null")]
+    return None if None in lists else [text for each in lists for text in each or []]
 
 
 def _quoted(text: str) -> str:

@@ -146,6 +146,8 @@ class Scanner:
         if (yield from self.peek()) != '"' or not (yield from self.json_value(pieces.append)):
             return None
         try:
-            return str(json.loads("".join(pieces), strict=False))
+            text = str(json.loads("".join(pieces), strict=False))
+            text.encode()  # half of a surrogate pair is no text
+            return text
         except ValueError:
             return None

@@ -58,11 +58,13 @@ def is_text(schema: Any) -> bool:
 
 def as_json(text: str, schema: Any) -> str:
     """JSON of a value that was written as plain text. What the schema does not call a text is read as JSON, or as Python writes it, where it is either."""
-    if _may_be_text(schema) and text.strip() != "null":
+    if may_be_text(schema) and text.strip() != "null":
         return _ENCODE(text)
     for read in (_read_json, _read_python):
         try:
-            return _ENCODE(read(text.strip()))
+            made = _ENCODE(read(text.strip()))
+            made.encode()  # half of a surrogate pair is no text
+            return made
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
     return _ENCODE(text)
@@ -82,7 +84,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _may_be_text(schema: Any) -> bool:
+def may_be_text(schema: Any) -> bool:
     """Whether a schema allows a text, alone or among other types. It is a client's, and checked only where a call is forced."""
     if not isinstance(schema, Mapping):
         return False
@@ -92,5 +94,5 @@ def _may_be_text(schema: Any) -> bool:
         named == "string"
         or (isinstance(named, list) and "string" in named)
         or (isinstance(listed, list) and any(isinstance(each, str) for each in listed))
-        or any(map(_may_be_text, options))
+        or any(map(may_be_text, options))
     )

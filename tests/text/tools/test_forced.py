@@ -9,9 +9,9 @@ import pytest
 from server.errors import RequestError
 from server.text.grammar import GrammarText, compile_constraint, inline_json
 from server.text.tokenizer import ByteTokenizer
-from server.text.tools.calls import Tool
+from server.text.tools.calls import Tool, ToolCall
 from server.text.tools.forced import CallGrammar
-from server.text.tools.formats import FORMATS, GLM, HERMES, QWEN_CODER, ToolFormat
+from server.text.tools.formats import FORMATS, GLM, HERMES, QWEN_CODER, ToolFormat, ToolRules
 from tests.text.tools.replies import CLOCK, WEATHER
 
 TOKENIZER = ByteTokenizer(vocab_size=257, stop_ids=[256])
@@ -117,3 +117,42 @@ def test_a_schema_that_cannot_be_followed_is_told() -> None:
 def test_what_is_no_schema_is_told_whatever_it_is(form: ToolFormat, parameters: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         follows(grammar(form, Tool("f", parameters)).forced(), "")
+
+
+@pytest.mark.parametrize("form", [QWEN_CODER, GLM], ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": ["string", "null"]}, {"anyOf": [{"type": "string"}, {"type": "null"}]}, {"enum": ["x", "y"]}, {"type": ["string", "integer"]}],
+    ids=["list", "anyOf", "enum", "mixed"],
+)
+def test_what_may_be_text_is_written_without_quotes(form: ToolFormat, schema: dict[str, Any]) -> None:
+    """It is read as it stands, so quotes would be part of the value."""
+    tool = Tool("f", {"type": "object", "properties": {"t": schema}, "required": ["t"]})
+    forced, text = grammar(form, tool).forced(), form.write([("f", {"t": "x"})])
+    assert follows(forced, text)
+    if "enum" in schema:
+        assert not follows(forced, form.write([("f", {"t": "z"})]))
+
+
+@pytest.mark.parametrize("form", [QWEN_CODER, GLM], ids=lambda form: form.name)
+def test_references_into_a_functions_own_definitions(form: ToolFormat) -> None:
+    definitions = {"R": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}}
+    tool = Tool("f", {"type": "object", "properties": {"r": {"$ref": "#/$defs/R"}}, "required": ["r"], "$defs": definitions}, strict=True)
+    forced = grammar(form, tool).forced()
+    assert follows(forced, form.write([("f", {"r": {"n": 1}})]))
+    assert not follows(forced, form.write([("f", {"r": {"n": "one"}})]))
+
+
+@every
+def test_no_call_that_the_parser_would_take_escapes_a_strict_schema(form: ToolFormat) -> None:
+    """However it begins."""
+    written = form.write([("weather", {"city": "x", "days": "two"})])
+    ways = [written, f" {written}", f"\n{written}"]
+    for begin in form.parser.begins:
+        ways.append(written[written.find(begin) :] if begin in written else begin + written)
+    free = grammar(form).free()
+    for way in ways:
+        parser = ToolRules(form, (WEATHER, CLOCK)).parser()
+        parts = parser.push(way) + parser.flush()
+        if any(isinstance(part, ToolCall) for part in parts):
+            assert not follows(free, way), way
