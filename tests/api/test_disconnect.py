@@ -39,6 +39,18 @@ def test_a_client_that_leaves_while_its_reply_is_made(slow: Live, stream: bool, 
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_hang_up_costs_one_token_at_most(stream: bool) -> None:
+    """With tokens as long as a large model's: the one that is being made, or one that has just begun."""
+    with live(FakeEngine(step_s=0.1)) as server:
+        connection = send(server, "x" * 400, stream=stream)
+        wait_for(lambda: len(server.engine.steps) > 3)
+        steps = len(server.engine.steps)
+        connection.close()
+        server.wait_idle()
+        assert len(server.engine.steps) - steps <= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_while_it_waits(slow: Live, stream: bool) -> None:
     running = send(slow, "x" * 100)
     wait_for(lambda: slow.service.open == 1)
