@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <initializer_list>
 #include <vector>
 
 namespace moespan {
@@ -15,26 +16,26 @@ KernelTable joined(const KernelTable& base, const char* name, const Bf16Kernels&
     return table;
 }
 
-// The same with the peak of the products among its peaks.
-struct WithPeak {
+// The same with the peaks of the products among its peaks.
+struct WithPeaks {
     std::vector<PeakLoop> peaks;
     KernelTable table;
 
-    [[maybe_unused]] WithPeak(const KernelTable& base, const char* name, const Bf16Kernels& bf16, const PeakLoop& peak)
+    [[maybe_unused]] WithPeaks(const KernelTable& base, const char* name, const Bf16Kernels& bf16, std::initializer_list<PeakLoop> more)
         : peaks(base.peaks, base.peaks + base.peak_count), table(joined(base, name, bf16)) {
-        peaks.push_back(peak);
+        peaks.insert(peaks.end(), more);
         table.peaks = peaks.data();
         table.peak_count = peaks.size();
     }
-    WithPeak(const WithPeak&) = delete;
-    WithPeak& operator=(const WithPeak&) = delete;
+    WithPeaks(const WithPeaks&) = delete;
+    WithPeaks& operator=(const WithPeaks&) = delete;
 };
 
 }  // namespace
 
 const KernelTable* amx_kernels() {
 #ifdef MOESPAN_AMX
-    static const WithPeak made(kAvx512VnniKernels, "amx", kAmxKernels, kAmxPeakLoop);
+    static const WithPeaks made(kAvx512VnniKernels, "amx", kAmxKernels, {kAmxPeakLoops[0], kAmxPeakLoops[1]});
     return &made.table;
 #else
     return nullptr;
@@ -42,7 +43,7 @@ const KernelTable* amx_kernels() {
 }
 
 const KernelTable* avx512_bf16_kernels() {
-    static const WithPeak made(kAvx512VnniKernels, "avx512_bf16", kAvx512Bf16Kernels, kAvx512Bf16PeakLoop);
+    static const WithPeaks made(kAvx512VnniKernels, "avx512_bf16", kAvx512Bf16Kernels, {kAvx512Bf16PeakLoop});
     return &made.table;
 }
 

@@ -55,10 +55,11 @@ struct TileKernels {
     void (*gemm)(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratch);
 };
 
-// Products from tile order for many tokens whose operands are rounded to bfloat16 on the fly (kernels/amx-inl.h), by type.
+// Products for many tokens whose operands are rounded to bfloat16 on the fly (kernels/amx-inl.h), by type and order.
 struct Bf16Product {
     uint32_t type_id;
-    // As TileKernels::gemm; reads Tokens::bf16.
+    bool from_tiles;  // from tile order; else from row order, where columns must be a multiple of 32
+    // As TileKernels::gemm or FormatKernels::gemm; reads Tokens::bf16.
     void (*gemm)(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* scratch);
     // out [n, gate.count] = silu(x @ gate^T) * (x @ up^T), both of this type and as many rows; scratch as for twice as many.
     void (*gate)(const Rows& gate, const Rows& up, const Tokens& x, float* out, uint8_t* scratch);
@@ -170,6 +171,6 @@ struct KernelTable {
 // Constant-initialised: nothing of another instruction set runs at load time.
 extern const KernelTable kScalarKernels, kAvx2Kernels, kAvx512Kernels, kAvx512VnniKernels;
 extern const Bf16Kernels kAmxKernels, kAvx512Bf16Kernels, kAmxEmulatedKernels;
-extern const PeakLoop kAmxPeakLoop, kAvx512Bf16PeakLoop;
+extern const PeakLoop kAmxPeakLoops[2], kAvx512Bf16PeakLoop;
 
 }  // namespace moespan

@@ -14,6 +14,6 @@
 namespace moespan {
 
 constinit const Bf16Kernels kAmxKernels = make_bf16_kernels<OpsAmx>();
-constinit const PeakLoop kAmxPeakLoop = kAmxPeak;
+constinit const PeakLoop kAmxPeakLoops[2] = {kAmxPeaks[0], kAmxPeaks[1]};
 
 }  // namespace moespan

@@ -2,7 +2,7 @@
 // kernels.h, and a line here.
 //
 // Float weights (F32, F16, BF16) are widened to float32 and multiplied there by every one of them, with activations as they come. "amx" and "avx512_bf16"
-// are "avx512_vnni" with products of bf16 beside (isa/bf16.cpp), for many tokens and quantised weights.
+// are "avx512_vnni" with products of bf16 beside (isa/bf16.cpp), for many tokens and all weights but F32.
 #include "isa/registry.h"
 
 #include <iterator>

@@ -7,6 +7,7 @@
 
 #include "activation-inl.h"
 #include "open-inl.h"
+#include "open_rows-inl.h"
 #include "tiles_iq-inl.h"
 #include "tiles_k-inl.h"
 
@@ -51,6 +52,13 @@ struct TokenBlock {
     size_t sums_apart() const { return tiles() * kTile * kTile; }
 };
 
+// A tile of tokens into L1.
+template <class Ops>
+inline void fetch_tile(const uint16_t* tile) {
+#pragma GCC unroll 16
+    for (size_t line = 0; line < kTile; ++line) Ops::prefetch(tile + line * kTileColumns);
+}
+
 // fn.operator()<0>() .. <n - 1>().
 template <int n, class Fn>
 inline void for_each_index(const Fn& fn) {
@@ -75,7 +83,9 @@ void sum_tall(typename Ops::TileRegisters& tiles, const TileScratch& scratch, co
             tiles.template load<kWeights>(weights);
             for_each_index<A>([&]<int a>() {
                 constexpr int kX = A < 6 && a % 2 == 0 ? 5 : 7;  // in turns, where there is a register to spare
-                tiles.template load<kX>(block.x + a * block.x_apart + sub * kTileHalves);
+                const uint16_t* x = block.x + a * block.x_apart + sub * kTileHalves;
+                tiles.template load<kX>(x);
+                if constexpr (A > 1) fetch_tile<Ops>(x + 2 * kTileHalves);
                 tiles.template multiply<a, kX, kWeights>();
             });
             opener.open(weights);
@@ -94,7 +104,8 @@ struct Pass {
     size_t sub, depth, openable, fetch, fetch_end;
 };
 
-// Sums [A tiles of tokens][B strips] += A x B tiles.
+// Sums [A tiles of tokens][B strips] += A x B tiles. Loads are what a busy core has least time for, so each register is loaded again as soon as it was
+// read for the last time, and from L1: tokens are fetched there two tiles ahead.
 template <class Ops, int A, int B, class PairOpener>
 void multiply_tiles(typename Ops::TileRegisters& tiles, const TokenBlock& block, const uint16_t* x, const Pass& pass, float* sums, PairOpener& opener,
                     size_t openable) {
@@ -105,25 +116,41 @@ void multiply_tiles(typename Ops::TileRegisters& tiles, const TokenBlock& block,
         });
     };
     each_sum([&]<int t>(const float* from) { pass.sub == 0 ? tiles.template zero<t>() : tiles.template load_sums<t>(from); });
-    uint16_t* weights = pass.weights;
-    for (size_t k = 0; k < pass.depth; ++k, x += kTileHalves, weights += 2 * kTileHalves) {
-        tiles.template load<4>(x);
-        tiles.template load<6>(weights);
-        tiles.template multiply<0, 4, 6>();
-        if constexpr (A > 1) {
-            tiles.template load<5>(x + block.x_apart);
-            tiles.template multiply<2, 5, 6>();
-        }
-        if constexpr (B > 1) {
-            tiles.template load<7>(weights + kTileHalves);
-            tiles.template multiply<1, 4, 7>();
-            if constexpr (A > 1) tiles.template multiply<3, 5, 7>();
-        }
+    const uint16_t* weights = pass.weights;
+    const auto load_x = [&]<int a>(const uint16_t* from) {
+        if constexpr (a < A) tiles.template load<4 + a>(from + a * block.x_apart);
+    };
+    const auto load_weights = [&]<int b>(const uint16_t* from) {
+        if constexpr (b < B) tiles.template load<6 + b>(from + b * kTileHalves);
+    };
+    const auto multiply = [&]<int a, int b>() {
+        if constexpr (a < A && b < B) tiles.template multiply<2 * a + b, 4 + a, 6 + b>();
+    };
+    load_x.template operator()<0>(x);
+    load_x.template operator()<1>(x);
+    load_weights.template operator()<0>(weights);
+    load_weights.template operator()<1>(weights);
+    const auto step = [&]<bool more>(size_t k) {
+        const uint16_t *next_x = x + kTileHalves, *next_weights = weights + 2 * kTileHalves;
+        multiply.template operator()<0, 0>();
+        fetch_tile<Ops>(next_x + kTileHalves);
+        multiply.template operator()<0, 1>();
+        if constexpr (more) load_x.template operator()<0>(next_x);
+        multiply.template operator()<1, 0>();
+        if constexpr (more) load_weights.template operator()<0>(next_weights);
+        if constexpr (A > 1) fetch_tile<Ops>(next_x + kTileHalves + block.x_apart);
+        multiply.template operator()<1, 1>();
+        if constexpr (more) load_x.template operator()<1>(next_x);
+        if constexpr (more) load_weights.template operator()<1>(next_weights);
         for (size_t line = pass.fetch; line < pass.fetch_end; ++line) {
             for (int a = 0; a < A; ++a) Ops::prefetch_far(x + kPairDepth * kTileHalves + a * block.x_apart + line * kTileColumns);
         }
-        if (k < openable) opener.open(weights);
-    }
+        if (k < openable) opener.open(pass.weights + k * 2 * kTileHalves);
+        x = next_x;
+        weights = next_weights;
+    };
+    for (size_t k = 0; k + 1 < pass.depth; ++k) step.template operator()<true>(k);
+    step.template operator()<false>(pass.depth - 1);
     each_sum([&]<int t>(float* to) { tiles.template store<t>(to); });
 }
 
@@ -166,12 +193,15 @@ auto sum_of(size_t token_tiles) {
     return token_tiles <= kTallTiles ? kTall[token_tiles - 1] : sum_pairs<Ops, Tiles, Strips>;
 }
 
+template <class Ops, class Tiles, class At>
+void find_powers(const TileStrips<Tiles, At>& strips, RowPowers* powers) {
+    for (size_t i = 0; i < strips.count; ++i) find_powers<Ops, Tiles>(strips.scales(i, 0), strips.subs(), powers[i]);
+}
+
 // Calls put(t, tokens) for each block of tokens, when its sums are there.
-template <class Ops, class Tiles, class At, class Put>
-inline void for_blocks(const At& at, size_t count, const Tokens& x, const TileScratch& scratch, const Put& put) {
-    using Strips = TileStrips<Tiles, At>;
-    const Strips strips{at, count, x.cols};
-    for (size_t i = 0; i < count; ++i) find_powers<Ops, Tiles>(strips.scales(i, 0), x.cols / kSubBlock, scratch.powers[i]);
+template <class Ops, class Tiles, class Strips, class Put>
+inline void for_blocks(const Strips& strips, const Tokens& x, const TileScratch& scratch, const Put& put) {
+    find_powers<Ops>(strips, scratch.powers);
     typename Ops::TileRegisters tiles;
     for (size_t t = 0; t < x.n; t += kTokenBlock) {
         const TokenBlock block(x, t, x.n - t < kTokenBlock ? x.n - t : kTokenBlock);
@@ -192,21 +222,19 @@ inline void put_sums(const float* sums, const RowPowers& powers, const Outputs& 
     if (row_count < kTile) put(out, token, row, results, row_count);
 }
 
-// outputs (+)= x @ rows^T; Rows::data is a strip, and row_bytes a strip's; reads x.bf16, whose last tiles may have rows of whatever value.
-template <class Ops, class Tiles>
-void gemm_tiles(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* memory) {
-    const size_t strips = (rows.count + kTile - 1) / kTile;
-    const TileScratch scratch(memory, strips);
-    const auto at = [&](size_t i) { return rows.data + i * rows.row_bytes; };
-    for_blocks<Ops, Tiles>(at, strips, x, scratch, [&](size_t t, size_t tokens) {
+// outputs (+)= x @ rows^T, of `row_count` rows in these strips; reads x.bf16, whose last tiles may have rows of whatever value.
+template <class Ops, class Tiles, class Strips>
+void gemm_opened(const Strips& strips, size_t row_count, const Tokens& x, const Outputs& out, uint8_t* memory) {
+    const TileScratch scratch(memory, strips.count);
+    for_blocks<Ops, Tiles>(strips, x, scratch, [&](size_t t, size_t tokens) {
         const size_t apart = TileScratch::padded(tokens) * kTile;
         for (size_t i = 0; i < tokens; ++i) {
             // Outputs lie all over memory: those of the token after the next are fetched while these are added to.
             const float* far = row_of(out, t + (i + 2 < tokens ? i + 2 : i));
-            for (size_t row = 0; row < rows.count; row += kTile) {
+            for (size_t row = 0; row < row_count; row += kTile) {
                 Ops::prefetch(far + row);
                 const float* sums = scratch.sums + row / kTile * apart + i * kTile;
-                put_sums<Ops>(sums, scratch.powers[row / kTile], out, t + i, row, rows.count - row < kTile ? rows.count - row : kTile);
+                put_sums<Ops>(sums, scratch.powers[row / kTile], out, t + i, row, row_count - row < kTile ? row_count - row : kTile);
             }
         }
     });
@@ -225,20 +253,61 @@ inline void put_gated(const float* gate, const float* up, const RowPowers* power
     }
 }
 
-// out [n, gate.count] = silu(x @ gate^T) * (x @ up^T): strips of both, side by side, are what is opened at once.
-template <class Ops, class Tiles>
-void gate_tiles(const Rows& gate, const Rows& up, const Tokens& x, float* out, uint8_t* memory) {
-    const size_t strips = (gate.count + kTile - 1) / kTile;
-    const TileScratch scratch(memory, 2 * strips);
-    const auto at = [&](size_t i) { return (i % 2 == 0 ? gate : up).data + i / 2 * gate.row_bytes; };
-    for_blocks<Ops, Tiles>(at, 2 * strips, x, scratch, [&](size_t t, size_t tokens) {
+// out [n, row_count] = silu(x @ gate^T) * (x @ up^T): strips of both, side by side, are what is opened at once.
+template <class Ops, class Tiles, class Strips>
+void gate_opened(const Strips& strips, size_t row_count, const Tokens& x, float* out, uint8_t* memory) {
+    const TileScratch scratch(memory, strips.count);
+    for_blocks<Ops, Tiles>(strips, x, scratch, [&](size_t t, size_t tokens) {
         const size_t apart = TileScratch::padded(tokens) * kTile;
-        for (size_t i = 0; i < strips; ++i) {
-            const size_t row = i * kTile, count = gate.count - row < kTile ? gate.count - row : kTile;
-            const float* sums = scratch.sums + 2 * i * apart;
-            put_gated<Ops>(sums, sums + apart, scratch.powers + 2 * i, out + t * gate.count + row, gate.count, tokens, count);
+        for (size_t i = 0; i < strips.count; i += 2) {
+            const size_t row = i / 2 * kTile, count = row_count - row < kTile ? row_count - row : kTile;
+            const float* sums = scratch.sums + i * apart;
+            put_gated<Ops>(sums, sums + apart, scratch.powers + i, out + t * row_count + row, row_count, tokens, count);
         }
     });
+}
+
+inline size_t strips_of(const Rows& rows) { return (rows.count + kTile - 1) / kTile; }
+
+// In tile order: Rows::data is a strip, and row_bytes a strip's.
+template <class Ops, class Tiles>
+void gemm_tiles(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* memory) {
+    const auto at = [&](size_t i) { return rows.data + i * rows.row_bytes; };
+    gemm_opened<Ops, Tiles>(TileStrips<Tiles, decltype(at)>{at, strips_of(rows), x.cols}, rows.count, x, out, memory);
+}
+
+template <class Ops, class Tiles>
+void gate_tiles(const Rows& gate, const Rows& up, const Tokens& x, float* out, uint8_t* memory) {
+    const auto at = [&](size_t i) { return (i % 2 == 0 ? gate : up).data + i / 2 * gate.row_bytes; };
+    gate_opened<Ops, Tiles>(TileStrips<Tiles, decltype(at)>{at, 2 * strips_of(gate), x.cols}, gate.count, x, out, memory);
+}
+
+// In row order, of any type.
+inline Rows strip_of(const Rows& rows, size_t i) {
+    const size_t first = i * kTile;
+    return {rows.data + first * rows.row_bytes, rows.row_bytes, rows.count - first < kTile ? rows.count - first : kTile};
+}
+
+template <class Ops>
+void gemm_any_rows(const RowFormat& format, const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* memory) {
+    const auto at = [&](size_t i) { return strip_of(rows, i); };
+    gemm_opened<Ops, InRows<Ops>>(RowStrips<decltype(at)>{at, format, strips_of(rows), x.cols}, rows.count, x, out, memory);
+}
+
+template <class Ops>
+void gate_any_rows(const RowFormat& format, const Rows& gate, const Rows& up, const Tokens& x, float* out, uint8_t* memory) {
+    const auto at = [&](size_t i) { return strip_of(i % 2 == 0 ? gate : up, i / 2); };
+    gate_opened<Ops, InRows<Ops>>(RowStrips<decltype(at)>{at, format, 2 * strips_of(gate), x.cols}, gate.count, x, out, memory);
+}
+
+template <class Ops, class Format>
+void gemm_rows(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t* memory) {
+    gemm_any_rows<Ops>(row_format<Ops, Format>(), rows, x, out, memory);
+}
+
+template <class Ops, class Format>
+void gate_rows(const Rows& gate, const Rows& up, const Tokens& x, float* out, uint8_t* memory) {
+    gate_any_rows<Ops>(row_format<Ops, Format>(), gate, up, x, out, memory);
 }
 
 template <class Ops>
@@ -248,20 +317,28 @@ size_t tile_scratch_bytes(size_t rows, size_t n) {
 
 template <class Ops, class Tiles>
 constexpr Bf16Product tile_product() {
-    return {Tiles::kType, gemm_tiles<Ops, Tiles>, gate_tiles<Ops, Tiles>};
+    return {Tiles::kType, true, gemm_tiles<Ops, Tiles>, gate_tiles<Ops, Tiles>};
+}
+
+template <class Ops, class Format>
+constexpr Bf16Product row_product() {
+    return {Format::kType, false, gemm_rows<Ops, Format>, gate_rows<Ops, Format>};
 }
 
 template <class Ops>
-constexpr Bf16Product kTileProducts[] = {
+constexpr Bf16Product kBf16Products[] = {
     tile_product<Ops, Q4_0Tiles<Ops>>(),   tile_product<Ops, Q4_1Tiles<Ops>>(),   tile_product<Ops, Q5_0Tiles<Ops>>(), tile_product<Ops, Q5_1Tiles<Ops>>(),
     tile_product<Ops, Q8_0Tiles<Ops>>(),   tile_product<Ops, Q4_KTiles<Ops>>(),   tile_product<Ops, Q5_KTiles<Ops>>(), tile_product<Ops, Q6_KTiles<Ops>>(),
     tile_product<Ops, Q2_KTiles<Ops>>(),   tile_product<Ops, Q3_KTiles<Ops>>(),   tile_product<Ops, IQ4_NLTiles<Ops>>(), tile_product<Ops, IQ4_XSTiles<Ops>>(),
     tile_product<Ops, MXFP4Tiles<Ops>>(),
+    row_product<Ops, F16<Ops>>(), row_product<Ops, BF16<Ops>>(),
+    row_product<Ops, IQ1_S<Ops>>(), row_product<Ops, IQ1_M<Ops>>(), row_product<Ops, IQ2_XXS<Ops>>(), row_product<Ops, IQ2_XS<Ops>>(),
+    row_product<Ops, IQ2_S<Ops>>(), row_product<Ops, IQ3_XXS<Ops>>(), row_product<Ops, IQ3_S<Ops>>(),
 };
 
 template <class Ops>
 constexpr Bf16Kernels make_bf16_kernels() {
-    return {kTileProducts<Ops>, sizeof(kTileProducts<Ops>) / sizeof(Bf16Product), kTilesFrom, tile_scratch_bytes<Ops>, put_bf16<Ops>};
+    return {kBf16Products<Ops>, sizeof(kBf16Products<Ops>) / sizeof(Bf16Product), kTilesFrom, tile_scratch_bytes<Ops>, put_bf16<Ops>};
 }
 
 }  // namespace

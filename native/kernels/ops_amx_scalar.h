@@ -61,13 +61,34 @@ struct OpsAmxScalar : OpsScalar {
     static void store_bf16(uint16_t* p, Halves h) {
         for (int i = 0; i < 2 * kLanes; ++i) p[i] = (uint16_t)((h.bits[i] & 0x8000) | ((uint16_t)(h.bits[i] + 4) >> 3 & 0x0fff));
     }
-    // 2^64 of 32 columns as bf16, to the nearest, ties to even, in the order 0 2 1 3 of each four.
+    // 2^64 of 32 columns, rounded as below.
     static void round_bf16(const float* x, uint16_t* out) {
+        Reg columns[32 / kLanes];
+        for (int v = 0; v < 32 / kLanes; ++v) columns[v] = mul(load(x + v * kLanes), broadcast(0x1p64f));
+        round_columns(columns, out);
+    }
+
+    // 32 codes as floats.
+    template <bool kSigned>
+    static void floats_of(Codes c, Reg* out) {
+        for (int v = 0; v < 32 / kLanes; ++v) {
+            out[v] = each([&](int i) { return kSigned ? (float)(int8_t)c.byte[v * kLanes + i] : (float)c.byte[v * kLanes + i]; });
+        }
+    }
+    // 32 columns as bf16, to the nearest, ties to even, in the order 0 2 1 3 of each four.
+    static void round_columns(const Reg* x, uint16_t* out) {
         static constexpr int kFrom[4] = {0, 2, 1, 3};
         for (int i = 0; i < 32; ++i) {
-            const uint32_t bits = float_to_bits(x[i / 4 * 4 + kFrom[i % 4]] * 0x1p64f);
+            const int k = i / 4 * 4 + kFrom[i % 4];
+            const uint32_t bits = float_to_bits(x[k / kLanes].lane[k % kLanes]);
             const bool nan = (bits & 0x7fffffff) > 0x7f800000;
             out[i] = (uint16_t)(nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        }
+    }
+    // Rows of 16 pairs, [16][16][2], turned: pair p of row r goes to place r of line p.
+    static void turn_pairs(const uint16_t* rows, uint16_t* tile) {
+        for (int r = 0; r < 16; ++r) {
+            for (int p = 0; p < 16; ++p) memcpy(tile + 32 * p + 2 * r, rows + 32 * r + 2 * p, 2 * sizeof(uint16_t));
         }
     }
 

@@ -254,6 +254,29 @@ struct OpsAvx2 : VecAvx2 {
         return to_float(sum);
     }
 
+    // The products of a token with a sub-block of 16 rows in codes of 4 bits, from its lines: each is read once, and each part of x broadcast once for all
+    // rows, in registers that steps would fill.
+    static void dot_nibbles(const uint8_t* lines, const int8_t* x, Reg* out) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        __m256i sums[2];
+#pragma GCC unroll 4
+        for (int l = 0; l < 4; ++l) {
+            int32_t low, high;
+            memcpy(&low, x + 4 * l, sizeof(low));
+            memcpy(&high, x + 16 + 4 * l, sizeof(high));
+            const __m256i low_input = _mm256_set1_epi32(low), high_input = _mm256_set1_epi32(high);
+#pragma GCC unroll 2
+            for (int part = 0; part < 2; ++part) {
+                const __m256i line = in_order(load_codes(lines + 64 * l + 32 * part));  // or gcc would read it twice
+                const __m256i first = _mm256_maddubs_epi16(_mm256_and_si256(line, mask), low_input);
+                const __m256i second = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(line, 4), mask), high_input);
+                sums[part] = in_order(l == 0 ? first : _mm256_add_epi16(sums[part], first));
+                sums[part] = in_order(_mm256_add_epi16(sums[part], second));
+            }
+        }
+        for (int part = 0; part < 2; ++part) out[part] = to_float(_mm256_madd_epi16(sums[part], _mm256_set1_epi16(1)));
+    }
+
     static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
         __m256i q[4];
         for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(mul(load(x + 8 * i), broadcast(inverse)));

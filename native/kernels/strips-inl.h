@@ -16,6 +16,11 @@ namespace {
 // Bytes, at least, between the strip that is read and the one that is fetched, into L2: as much as comes from RAM while a core waits for the first of it.
 constexpr size_t kStripsAhead = 32 * 1024;
 
+// Whether a token's products with a sub-block can be had from its lines at once, without steps between: plain codes of 4 bits, one scale for all of them.
+template <class Ops, class Tiles>
+constexpr bool kDotsNibbles = Tiles::kBits == 4 && Tiles::kGroup == kSubBlock && !Tiles::kSigned && !requires { Tiles::values(); } &&
+    requires(const uint8_t* lines, const int8_t* x, typename Ops::Reg* out) { Ops::dot_nibbles(lines, x, out); };
+
 // T tokens from t on times one strip; sums[part][i]. Another strip of the matrix, `ahead` behind it in memory, is fetched meanwhile.
 template <class Ops, class Tiles, int T>
 inline void strip_tile(const uint8_t* strip, ptrdiff_t ahead, const Tokens& x, size_t t, typename Ops::Reg (*sums)[T]) {
@@ -37,17 +42,24 @@ inline void strip_tile(const uint8_t* strip, ptrdiff_t ahead, const Tokens& x, s
         for (int j = 0; j < count; ++j) {
             const size_t at = first + j;
             for (int line = 0; line < Tiles::kBits; ++line) Ops::prefetch_far(lines + ahead + line * kLine);
+            [[maybe_unused]] Reg nibbles[kParts<Ops>];
+            if constexpr (T == 1 && kDotsNibbles<Ops, Tiles>) Ops::dot_nibbles(lines, codes[0] + at * kSubBlock, nibbles);
 #pragma GCC unroll 2
             for (int part = 0; part < kParts<Ops>; ++part) {
-                typename Ops::Step steps[kSteps];
-                open_steps<Ops, Tiles>(lines + part * kPartBytes, steps);
+                [[maybe_unused]] typename Ops::Step steps[kSteps];
+                if constexpr (T > 1 || !kDotsNibbles<Ops, Tiles>) open_steps<Ops, Tiles>(lines + part * kPartBytes, steps);
 #pragma GCC unroll 2
                 for (int g = 0; g < kGroups; ++g) {
                     const Reg scale = span.scale(j * kGroups + g, part), offset = span.offset(j * kGroups + g, part, scale);
 #pragma GCC unroll 8
                     for (int i = 0; i < T; ++i) {
-                        const Reg dots = Ops::template dot_steps<kGroupSteps, Tiles::kSigned, Tiles::kMaxCode>(
-                            steps + g * kGroupSteps, codes[i] + at * kSubBlock + g * Tiles::kGroup);
+                        Reg dots;
+                        if constexpr (T == 1 && kDotsNibbles<Ops, Tiles>) {
+                            dots = nibbles[part];
+                        } else {
+                            const int8_t* group = codes[i] + at * kSubBlock + g * Tiles::kGroup;
+                            dots = Ops::template dot_steps<kGroupSteps, Tiles::kSigned, Tiles::kMaxCode>(steps + g * kGroupSteps, group);
+                        }
                         const size_t token = (t + i) * subs + at;
                         sums[part][i] = Ops::fma(dots, Ops::mul(scale, Ops::broadcast(x.scales[token])), sums[part][i]);
                         if constexpr (Tiles::kOffset) sums[part][i] = Ops::fma(offset, Ops::broadcast(group_sums[token * kGroups + g]), sums[part][i]);

@@ -71,12 +71,17 @@ struct IQ4_XSTiles : IQ4_XS<Ops> {
 
         SpanScales(const uint8_t* p, int) {
             load_halves<Ops>(p, d);
-            uint16_t high[kStripRows];
-            memcpy(high, p + kHigh, sizeof(high));
+            uint8_t high[2][kStripRows];  // of sub-blocks 0 .. 3 and 4 .. 7: bytes, so that a line is one vector for the compiler
+            for (size_t r = 0; r < kStripRows; ++r) {
+                high[0][r] = p[kHigh + 2 * r];
+                high[1][r] = p[kHigh + 2 * r + 1];
+            }
+#pragma GCC unroll 8
             for (int j = 0; j < kSpanSubs; ++j) {
-                const uint8_t* low = p + kLow + j / 2 * kStripRows;
+                const uint8_t *low = p + kLow + j / 2 * kStripRows, *two = high[j / 4];
                 for (size_t r = 0; r < kStripRows; ++r) {
-                    scales[j * kStripRows + r] = (int8_t)((low[r] >> 4 * (j % 2) & 15) + 16 * (high[r] >> 2 * j & 3) - 32);
+                    const uint8_t code = (uint8_t)((low[r] >> 4 * (j % 2) & 15) | (two[r] >> 2 * (j % 4) & 3) << 4);
+                    scales[j * kStripRows + r] = (int8_t)(code - 32);
                 }
             }
         }

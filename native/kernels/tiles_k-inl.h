@@ -149,10 +149,13 @@ struct Q3_KTiles : Q3_K<Ops> {
 
         SpanScales(const uint8_t* p, int) {
             load_halves<Ops>(p, d);
-            for (int g = 0; g < 16; ++g) {
-                const uint8_t *low = p + (2 + g % 8) * kStripRows, *high = p + (2 + 8 + g % 4) * kStripRows;
-                for (size_t r = 0; r < kStripRows; ++r) {
-                    scales[g * kStripRows + r] = (int8_t)((low[r] >> 4 * (g / 8) & 15) + 16 * (high[r] >> 2 * (g / 4) & 3) - 32);
+            const uint8_t* high = p + (2 + 8) * kStripRows;
+#pragma GCC unroll 4
+            for (int four = 0; four < 4; ++four) {  // groups 4 * four .. + 3, whose lines follow each other
+                const uint8_t* low = p + (2 + 4 * (four % 2)) * kStripRows;
+                for (size_t i = 0; i < 4 * kStripRows; ++i) {
+                    const uint8_t code = (uint8_t)((low[i] >> 4 * (four / 2) & 15) | (high[i] >> 2 * four & 3) << 4);
+                    scales[four * 4 * kStripRows + i] = (int8_t)(code - 32);
                 }
             }
         }

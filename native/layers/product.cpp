@@ -12,6 +12,7 @@ constexpr size_t kMinChunkBytes = 8 * 1024;   // of weights, so that taking a ch
 constexpr size_t kPanelScratch = 192 * 1024;  // unpacked panels of one chunk: they share L2 with a block of activations
 constexpr size_t kSumScratch = 256 * 1024;    // sums of bf16 tiles, likewise
 constexpr size_t kMinStrips = 8, kMaxStrips = 16;  // of a chunk in bf16: each chunk reads all tokens again
+constexpr size_t kTileColumns = 32;           // what bf16 tiles take at once
 constexpr size_t kRowCost = 4;                // what reading a row of weights once costs, in products with a token
 
 }  // namespace
@@ -26,9 +27,10 @@ const FormatKernels& format_of(const KernelTable& kernels, const Matrix& matrix)
 namespace {
 
 const Bf16Product* bf16_of(const KernelTable& kernels, const Matrix& matrix) {
-    if (kernels.bf16 == nullptr || !matrix.in_tiles) return nullptr;
+    if (kernels.bf16 == nullptr || matrix.cols % kTileColumns != 0) return nullptr;
     const Bf16Product* end = kernels.bf16->products + kernels.bf16->count;
-    const Bf16Product* found = std::find_if(kernels.bf16->products, end, [&](const Bf16Product& p) { return p.type_id == matrix.type_id; });
+    const auto fits = [&](const Bf16Product& p) { return p.type_id == matrix.type_id && p.from_tiles == matrix.in_tiles; };
+    const Bf16Product* found = std::find_if(kernels.bf16->products, end, fits);
     return found == end ? nullptr : found;
 }
 

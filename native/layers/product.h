@@ -24,7 +24,8 @@ struct Chunks {
     size_t end(size_t i) const { return begin(i + 1) < rows ? begin(i + 1) : rows; }
 };
 
-// Which forms of some activations are read: floats by float matrices; the int8 form by quantised ones, or the bfloat16 form where tiles do the product.
+// Which forms of some activations are read: floats by float matrices and the int8 form by quantised ones, or by both the bfloat16 form where tiles do the
+// product.
 struct Readers {
     bool floats = false, codes = false, bf16 = false;
 
@@ -37,7 +38,7 @@ class Product {
     Product(const KernelTable& kernels, const Matrix& matrix);
 
     const Matrix& matrix() const { return matrix_; }
-    Readers reads(size_t n) const { return {format_.float_input, !format_.float_input && !by_bf16(n), by_bf16(n)}; }
+    Readers reads(size_t n) const { return {format_.float_input && !by_bf16(n), !format_.float_input && !by_bf16(n), by_bf16(n)}; }
 
     // How to cut the rows for `threads` threads and n tokens.
     Chunks cut(size_t n, size_t threads) const;
@@ -65,7 +66,7 @@ class Product {
     bool by_bf16(size_t n) const { return bf16_ != nullptr && n >= kernels_.bf16->from; }
     bool by_panels(size_t n) const { return !by_bf16(n) && n >= (matrix_.in_tiles ? format_.tiles.gemm_from : format_.gemm_from); }
     // What a run of rows begins at a multiple of.
-    size_t align(size_t n) const { return matrix_.in_tiles ? kStripRows : by_panels(n) ? kernels_.panel_rows : 1; }
+    size_t align(size_t n) const { return matrix_.in_tiles || by_bf16(n) ? kStripRows : by_panels(n) ? kernels_.panel_rows : 1; }
 
     const KernelTable& kernels_;
     const Matrix matrix_;

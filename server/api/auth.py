@@ -30,11 +30,11 @@ class KeyCheck:
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, key = scope["path"], sent_key(Headers(scope=scope))
-        if path in OPEN or path.startswith(OPEN_BELOW) or self._knows(key):
+        path, keys = scope["path"], sent_keys(Headers(scope=scope))
+        if path in OPEN or path.startswith(OPEN_BELOW) or True in [self._knows(key) for key in keys]:
             await self._app(scope, receive, send)
             return
-        said = "wrong" if key else "missing"
+        said = "wrong" if keys else "missing"
         error = Unauthorized(f"The API key is {said}. Send one of the server's keys (--api_key) in the header 'Authorization: Bearer KEY' or 'x-api-key: KEY'.")
         await response_to(path, error)(scope, receive, send)
 
@@ -44,10 +44,11 @@ class KeyCheck:
         return True in [hmac.compare_digest(digest, known) for known in self._digests]
 
 
-def sent_key(headers: Headers) -> str:
-    """The client's key; "" where it sent none."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+def sent_keys(headers: Headers) -> list[str]:
+    """The client's keys. Some send two, one of them another server's, so either opens."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    keys = [bearer.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", "").strip()]
+    return [key for key in keys if key]
 
 
 def _digest(key: bytes) -> bytes:

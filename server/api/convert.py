@@ -44,13 +44,14 @@ def chats(body: ChatRequest, loaded: Loaded, config: Config, request_id: str) ->
     rules = replace(_chat_rules(body, prompt, config), tools=tools)
     constraint = chat_constraint(body, tools, tokenizer, after_think=prompt.thinking == "opened")
     sampling = sampling_params(body, _chat_logprobs(body), tokenizer)
-    request = GenerateRequest(request_id, text_ids(prompt.text, "messages", tokenizer), limit, sampling, stop_ids(body, tokenizer))
+    ends = stop_ids(body, tokenizer, formed=constraint is not None)
+    request = GenerateRequest(request_id, text_ids(prompt.text, "messages", tokenizer), limit, sampling, ends)
     return _choices(Prepared(request, rules), body.choices, constraint)
 
 
 def _chat_rules(body: ChatRequest, prompt: ChatPrompt, config: Config) -> TextRules:
     if config.api.reasoning_format == "none":
-        return TextRules(body.stop, prefix=f"{THINK_OPEN}\n" if prompt.forced else "")
+        return TextRules(body.stop, reasoning=prompt.thinking, raw=True, prefix=f"{THINK_OPEN}\n" if prompt.forced else "")
     return TextRules(body.stop, reasoning=prompt.thinking)
 
 
@@ -66,8 +67,8 @@ def completions(body: CompletionRequest, loaded: Loaded, config: Config, request
     """Each prompt as `n` sequences of their own."""
     sampling = sampling_params(body, body.logprobs, loaded.tokenizer)
     limit = body.max_tokens or config.scheduler.max_new_tokens
-    ends = stop_ids(body, loaded.tokenizer)
     constraint = form_constraint(body.form(), loaded.tokenizer, after_think=False)
+    ends = stop_ids(body, loaded.tokenizer, formed=constraint is not None)
     prepared: list[Prepared] = []
     for index, prompt in enumerate(body.prompt):
         request = GenerateRequest(f"{request_id}-{index}", completion_ids(body, prompt, loaded.tokenizer), limit, sampling, ends)

@@ -24,8 +24,11 @@ def sampling_params(body: Sampling, top_logprobs: int | None, tokenizer: Tokeniz
     )
 
 
-def stop_ids(body: Sampling, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end the reply: the model's own, unless they are to be ignored, and the body's."""
+def stop_ids(body: Sampling, tokenizer: Tokenizer, *, formed: bool) -> frozenset[int]:
+    """The tokens that end the reply: the model's own, unless they are to be ignored, and the body's. `formed`: the reply has a form, and ends with it."""
+    if formed and body.ignore_eos:
+        said = "'ignore_eos' is not possible where the reply must have a form or its calls must follow schemas: it ends where they do. Leave 'ignore_eos' out."
+        raise RequestError(said, param="ignore_eos")
     own = frozenset() if body.ignore_eos else tokenizer.stop_ids
     return own.union(check_ids(body.stop_token_ids or [], tokenizer, "stop_token_ids"))
 

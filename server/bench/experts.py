@@ -40,7 +40,7 @@ class Limits:
 
     sweep_bytes: int
     sweeps: tuple[float, ...]  # GB/s of every pass, in order
-    peaks: dict[str, float]  # operations a second by the kind of numbers: "f32", "int8", ...
+    peaks: dict[str, float]  # operations a second by the kind of numbers: "f32", "int8", ..., on registers; "bf16_loaded": from L1
 
     @property
     def gbps(self) -> float:

@@ -26,6 +26,7 @@ FULL_SWEEP = 8 << 30  # bytes: far beyond every cache
 LEAST_SWEEP = 256 << 20
 SPARE = 1 << 30  # bytes of memory that are left to others
 VOID_BELOW = 0.9  # of the sweep that was expected
+PEAK_WORDS = {"bf16_loaded": "bf16 with its operands loaded from L1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def _digits(value: float) -> str:
 
 def _limits_words(limits: Limits) -> str:
     less = f", not {size(FULL_SWEEP)}, for want of memory" if limits.sweep_bytes < FULL_SWEEP else ""
-    peaks = ", ".join(f"{_digits(rate / 1e12)} T of {name}" for name, rate in limits.peaks.items())
+    peaks = ", ".join(f"{_digits(rate / 1e12)} T of {PEAK_WORDS.get(name, name)}" for name, rate in limits.peaks.items())
     return f"The same threads read {limits.gbps:.1f} GB/s (best of {len(limits.sweeps)} sweeps over {size(limits.sweep_bytes)}{less}) and reach {peaks}."
 
 

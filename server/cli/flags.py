@@ -44,7 +44,10 @@ HELP: dict[str, tuple[str, str]] = {  # key -> (value's name, meaning)
     "cache_type": ("auto|f16|bf16|f32", "how the KV cache is stored (auto: bf16 on a GPU, f16 on the CPU)"),
     "prefill_chunk": ("N", "the most prompt tokens that one step takes (default: 512, or 2048 on a GPU)"),
     "experts_per_token": ("N", "routed experts that a token uses, fewer than the model's own: faster and less exact (default: the model's own)"),
-    "prefill_precision": ("auto|bf16|int8", "what activations are rounded to when many tokens meet quantised weights; auto: bf16 with AMX, int8 elsewhere"),
+    "prefill_precision": (
+        "auto|bf16|int8",
+        "what activations are rounded to when many tokens meet quantised weights (bf16: F16, BF16 ones too); auto: bf16 with AMX",
+    ),
     "prefill": ("auto|cpu|stream|split", "with a GPU, where a prompt's routed experts run: CPU, streamed to the GPU, both; auto: the fastest, as measured"),
     "device": ("auto|cpu|cuda", "where all but the routed experts run (auto: the GPU, where there is one with room)"),
     "max_queue": ("N", "requests that may wait; more get 429"),

@@ -66,6 +66,7 @@ class TextRules:
 
     stops: Sequence[str] = ()
     reasoning: Literal["opened", "closed"] | None = None  # the state in which the prompt leaves <think>; None: do not look for reasoning
+    raw: bool = False  # reasoning stays in the content, with its tags
     prefix: str = ""  # what the reply begins with although the prompt holds it (a forced <think>)
     tools: ToolRules | None = None  # in which format calls are looked for; None: they are not
 
@@ -77,7 +78,7 @@ class ReplyText:
         self.stopped = False  # by a stop string, or behind the one call that was wanted: the engine has to be told
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stops = StopStrings(rules.stops)
-        self._splitter = Splitter(rules.reasoning, rules.tools)
+        self._splitter = Splitter(rules.reasoning, rules.tools, raw=rules.raw)
         self._prefix = rules.prefix
         self._prompt_tokens = prompt_tokens
         self._tokens = 0

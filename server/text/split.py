@@ -14,12 +14,13 @@ Split = tuple[Kind, str] | ToolCall
 class Splitter:
     """One reply, pushed piece by piece. However the text is cut, the joined parts are the same.
 
-    `reasoning`: the state in which the prompt leaves <think>; None: do not look for reasoning. `tools` None: do not look for calls. Calls that are
-    thought about, within the reasoning, are reasoning.
+    `reasoning`: the state in which the prompt leaves <think>; None: do not look for reasoning. `raw`: reasoning becomes content, with its tags. `tools`
+    None: do not look for calls. Calls that are thought about, within the reasoning, are none.
     """
 
-    def __init__(self, reasoning: Literal["opened", "closed"] | None, tools: ToolRules | None) -> None:
-        self._reasoning = ReasoningParser(opened=reasoning == "opened") if reasoning else None
+    def __init__(self, reasoning: Literal["opened", "closed"] | None, tools: ToolRules | None, *, raw: bool = False) -> None:
+        self._reasoning = ReasoningParser(opened=reasoning == "opened", raw=raw) if reasoning else None
+        self._thought: Kind = "content" if raw else "reasoning"
         self._calls = tools.parser() if tools else None
         self._parallel = tools is None or tools.parallel
         self.finished = False  # no more calls are wanted: the rest is dropped
@@ -46,11 +47,12 @@ class Splitter:
         return parts if self._calls is None or self.finished else [*parts, *self._wanted(self._calls.flush())]
 
     def _with_calls(self, pieces: list[tuple[Kind, str]]) -> list[Split]:
-        if self._calls is None:
-            return [*pieces]
         parts: list[Split] = []
         for kind, text in pieces:
-            parts += [(kind, text)] if kind == "reasoning" else self._wanted(self._calls.push(text))
+            if kind == "reasoning":
+                parts.append((self._thought, text))
+            else:
+                parts += [(kind, text)] if self._calls is None else self._wanted(self._calls.push(text))
         return parts
 
     def _wanted(self, parts: list[str | ToolCall]) -> list[Split]:

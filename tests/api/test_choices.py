@@ -84,6 +84,19 @@ def test_end_of_text_can_be_ignored(server: Live) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("body", [{"guided_choice": ["yes"]}, {"tools": [CLOCK], "tool_choice": "required"}], ids=["form", "call"])
+def test_the_end_of_a_form_cannot_be_ignored(server: Live, body: dict[str, Any]) -> None:
+    reply = server.chat(ignore_eos=True, **body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "ignore_eos")
+
+
+def test_nor_can_that_of_a_completions_form(server: Live) -> None:
+    assert server.post(COMPLETIONS, {"prompt": "x", "guided_choice": ["yes"], "ignore_eos": True}).json()["error"]["param"] == "ignore_eos"
+
+
 SCHEMA = {"type": "object", "properties": {"ok": {"enum": ["yes"]}}, "required": ["ok"], "additionalProperties": False}
 
 

@@ -53,6 +53,16 @@ def test_anything_else_does_not(locked: Live, key: str) -> None:
         assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
+@pytest.mark.parametrize(("bearer", "other"), [("sk-one", "sk-of-another-server"), ("sk-of-another-server", "sk-one"), ("", "sk-one"), ("sk-one", "")])
+def test_of_two_keys_either_opens(locked: Live, bearer: str, other: str) -> None:
+    assert locked.get("/v1/models", headers={"authorization": f"Bearer {bearer}".strip(), "x-api-key": other}).status_code == 200
+
+
+def test_two_wrong_keys_are_wrong_and_two_empty_ones_missing(locked: Live) -> None:
+    said = [locked.get("/v1/models", headers={"authorization": f"Bearer {key}".strip(), "x-api-key": key}).json()["error"]["message"] for key in ("sk-x", "")]
+    assert ["wrong" in said[0], "missing" in said[1]] == [True, True]
+
+
 def test_every_path_is_locked_but_those_of_probes(locked: Live) -> None:
     paths = ["/v1/models", "/v1/models/x", CHAT, "/tokenize", "/metrics", "/openapi.json", "/docs", "/nowhere", "/health/x", "/health/", "/HEALTH"]
     assert {path: locked.get(path).status_code for path in paths} == dict.fromkeys(paths, 401)

@@ -71,6 +71,15 @@ def test_calls_are_parts_of_the_message_and_the_text_beside_them_stays() -> None
     assert without_ids(choice["message"]["tool_calls"]) == [called(*call) for call in CALLS]
 
 
+def test_a_call_that_is_only_thought_of_is_none_whatever_becomes_of_thoughts() -> None:
+    thought = f"Perhaps {HERMES.write(CALLS[:1])}? No."
+    reply = f"<think>{thought}</think>Hi."
+    for form, expected in (("deepseek", {"reasoning_content": thought, "content": "Hi."}), ("none", {"content": reply})):
+        with serving(reply, reasoning_format=form) as server:
+            choice = server.chat(tools=TOOLS).json()["choices"][0]
+        assert (choice["finish_reason"], choice["message"]) == ("stop", {"role": "assistant", **expected})
+
+
 def test_without_text_the_content_is_null() -> None:
     with serving(HERMES.write(CALLS[:1])) as server:
         assert server.chat(tools=TOOLS).json()["choices"][0]["message"]["content"] is None

@@ -91,6 +91,15 @@ def text_is_text(browser: Browser, server: Live) -> None:
         assert page.evaluate("navigator.clipboard.readText()") == 'print("<b>not bold</b>")'
 
 
+def however_deep(browser: Browser, server: Live) -> None:
+    """Quotes and lists within each other, however many, do not stop the page; the innermost stay text."""
+    drawn = "async (text) => { const box = document.createElement('div'); (await import('/page/text.js')).render(box, text); return box.outerHTML; }"
+    with page_of(browser, f"http://127.0.0.1:{server.port}/") as page:
+        for deep in (">" * 20_000, "1. " * 20_000, "- > " * 20_000):
+            assert "end<" in page.evaluate(drawn, deep + "end")
+        assert page.evaluate(drawn, "> > 1. said").count("<blockquote>") == 2
+
+
 def stop_and_again(browser: Browser, server: Live) -> None:
     """Stop ends the request in the engine; a reply can be drawn anew; a reload keeps the conversation and a new chat forgets it."""
     with page_of(browser, f"http://127.0.0.1:{server.port}/") as page:
@@ -212,7 +221,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with sync_playwright() as playwright, live(FakeEngine(num_pages=128), cache_lens=1024) as server:
         browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--no-sandbox", "--disable-gpu"])
-        for check in (text_is_text, stop_and_again, keyboard, small_screens):
+        for check in (text_is_text, however_deep, stop_and_again, keyboard, small_screens):
             check(browser, server)
             print(f"{check.__name__}: well")
         for alone in (settings, loading):

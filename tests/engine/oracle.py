@@ -90,7 +90,7 @@ class ForcedOps:
         self._ops.linear((router,), x, (logits,))
         self.router_logits[layer][rows] = logits.cpu()
         ids.copy_(self._answer.ids[layer][rows])
-        weights.copy_(_weights(routing, logits, ids))
+        weights.copy_(routed_weights(routing, logits, ids))
 
     def _note_span(self, args: Sequence[Any]) -> None:
         self._span = next(arg for arg in args if isinstance(arg, Span))
@@ -101,7 +101,8 @@ def scores(routing: Routing, logits: Tensor) -> Tensor:
     return logits.double().softmax(-1) if routing.gating == "softmax" else logits.double().sigmoid()
 
 
-def _weights(routing: Routing, logits: Tensor, ids: Tensor) -> Tensor:
+def routed_weights(routing: Routing, logits: Tensor, ids: Tensor) -> Tensor:
+    """What the experts `ids` [n, top_k] weigh by a router's logits [n, experts], in float64."""
     chosen = scores(routing, logits).gather(1, ids.long())
     return (chosen / chosen.sum(-1, keepdim=True) if routing.normalize else chosen) * routing.scale
 

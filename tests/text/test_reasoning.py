@@ -49,6 +49,25 @@ def test_every_cut_gives_the_same(opened: bool, reply: str, reasoning: str, cont
         assert split(pieces, opened) == (reasoning, content), pieces
 
 
+@pytest.mark.parametrize(
+    ("opened", "thought", "rest"),
+    [
+        (False, "\n<think>\nso\n</think>", "\n\nYes. <think>\n"),
+        (True, "\n\nso\n\n</think>", "</think>"),
+        (True, "<think>again</thin\n", ""),
+        (True, "\n", ""),
+        (False, "", "\nplain </think>"),
+        (False, "<think></think>", "\n"),
+    ],
+)
+def test_raw_drops_nothing_and_knows_where_the_thought_ends(opened: bool, thought: str, rest: str) -> None:
+    for pieces in cuts(thought + rest):
+        parser = ReasoningParser(opened=opened, raw=True)
+        found = [part for piece in pieces for part in parser.push(piece)] + parser.flush()
+        assert "".join([text for kind, text in found if kind == "reasoning"]) == thought, pieces
+        assert "".join([text for kind, text in found if kind == "content"]) == rest, pieces
+
+
 def test_text_comes_as_soon_as_it_is_certain() -> None:
     parser = ReasoningParser(opened=False)
     assert parser.push("<think>\nlet me") == [("reasoning", "let me")]

@@ -32,6 +32,13 @@ def test_thoughts_then_calls(form: ToolFormat) -> None:
         assert [(name, json.loads(arguments)) for name, arguments in calls] == CALL
 
 
+def test_a_call_in_a_raw_thought_is_content() -> None:
+    thought, rest = f"<think>\n{HERMES.write(CALL)}?\n</think>", "\n\nSo: "
+    for pieces in cuts(thought + rest + HERMES.write(CALL), 20):
+        assert split(pieces, Splitter("closed", ToolRules(HERMES, TOOLS), raw=True)) == ("", thought + rest.rstrip(), [("weather", '{"city": "Köln"}')])
+        assert split(pieces, Splitter("closed", None, raw=True)) == ("", "".join(pieces), [])
+
+
 def test_without_tools_markers_are_text() -> None:
     assert split([HERMES.write(CALL)], Splitter(None, None)) == ("", HERMES.write(CALL), [])
 

@@ -89,15 +89,15 @@ const MAKERS = {
   },
   heading: ([line]) => node(`h${Math.min(6, HEADING.exec(line)[1].length + 2)}`, {}, ...inline(HEADING.exec(line)[2])),
   rule: () => node("hr"),
-  quote: (lines) => node("blockquote", {}, ...rendered(lines.map((line) => line.replace(QUOTE, "")).join("\n"))),
-  list: (lines) => {
+  quote: (lines, depth) => node("blockquote", {}, ...rendered(lines.map((line) => line.replace(QUOTE, "")).join("\n"), depth)),
+  list: (lines, depth) => {
     const [, indent, marker] = ITEM.exec(lines[0]), items = [];
     for (const line of lines) {
       const item = ITEM.exec(line);
       if (item && item[1].length <= indent.length) items.push([line.slice(item[0].length)]);
       else items.at(-1).push(line.replace(new RegExp(`^ {0,${indent.length + marker.length + 1}}`), ""));
     }
-    const ordered = /\d/.test(marker), list = node(ordered ? "ol" : "ul", {}, ...items.map((item) => node("li", {}, ...rendered(item.join("\n")))));
+    const ordered = /\d/.test(marker), list = node(ordered ? "ol" : "ul", {}, ...items.map((item) => node("li", {}, ...rendered(item.join("\n"), depth))));
     if (ordered) list.start = parseInt(marker, 10);
     return list;
   },
@@ -109,7 +109,9 @@ const MAKERS = {
   paragraph: (lines) => node("p", {}, ...inline(lines.join("\n"))),
 };
 
-const rendered = (text) => blocks(text).map(({ kind, lines }) => MAKERS[kind](lines));
+// What stands in a quote or a list. A model that says ">" for ever nests deeper than a browser can follow: from some depth on, text stays as it is.
+const DEEPEST = 12;
+const rendered = (text, depth) => (depth < DEEPEST ? blocks(text).map(({ kind, lines }) => MAKERS[kind](lines, depth + 1)) : [text]);
 
 // While a text grows, only its last blocks are made anew.
 export function render(box, text) {
@@ -117,7 +119,7 @@ export function render(box, text) {
   let same = 0;
   while (same < now.length && now[same].source === before[same]) same++;
   while (box.children.length > same) box.lastChild.remove();
-  box.append(...now.slice(same).map(({ kind, lines }) => MAKERS[kind](lines)));
+  box.append(...now.slice(same).map(({ kind, lines }) => MAKERS[kind](lines, 0)));
   box.sources = now.map(({ source }) => source);
 }
 

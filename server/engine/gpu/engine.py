@@ -37,9 +37,10 @@ class GpuEngine(LocalEngine):
     def __init__(self, model: Transformer, cache: KVCache, ops: GpuOps, prefill_chunk: int, graphs: bool = True) -> None:
         """The model's matrices are laid out. Without `graphs`, or with the plain twins, each token of decode calls the model's operations."""
         super().__init__(model, cache, ops.native, prefill_chunk, recorded=False)
-        self._gpu, self._graphs = ops, graphs and ops.kernels.name == "triton"
+        recorded = ops.kernels.name == "triton"
+        self._gpu, self._graphs = ops, graphs and recorded
         self._graph: GraphStep | None = None
-        self._sampler = GpuSampler(model.vocab_size, ops.device, ops.kernels.draw)
+        self._sampler = GpuSampler(model.vocab_size, ops.device, ops.kernels.draw, recorded)
         self._meter = open_meter(ops.device)
         self._done = torch.cuda.Event(blocking=True) if ops.device.type == "cuda" else None  # to wait for it costs no CPU
 

@@ -64,9 +64,14 @@ class KernelFlags:
     """Kernels of one thread."""
 
     def __init__(self) -> None:
+        """Both are launched once, since a capture is no place to compile them."""
         from server.engine.kernels import handoff
 
         self._kernels = handoff
+        flag = torch.zeros(STRIDE, dtype=torch.int32, pin_memory=True)[:1]
+        self.raise_flag(flag)
+        self.await_flag(flag)
+        torch.cuda.current_stream().synchronize()  # they have read and written it: it may go
 
     def raise_flag(self, flag: Tensor) -> None:
         self._kernels.raise_flag(flag, 1)

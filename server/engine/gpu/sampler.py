@@ -28,14 +28,14 @@ class GpuSampler:
     `logits` [vocab] float32 is the sampler's own; a model whose last product writes there saves a copy.
     """
 
-    def __init__(self, vocab: int, device: torch.device, draw: Draw) -> None:
-        """draw is kernels/sample.py's, or its twin."""
+    def __init__(self, vocab: int, device: torch.device, draw: Draw, recorded: bool = True) -> None:
+        """draw is kernels/sample.py's, or its twin, which no graph may hold: then each draw is launched anew (`recorded` is False)."""
         self.logits = torch.zeros(vocab, device=device)
         self._buffers = drawing.draw_buffers(vocab, device)
         self._scalars = self._buffers.scalars.numpy()
         self._draw = draw
         pin = device.type != "cpu"
-        self._graphs: dict[Way, torch.cuda.CUDAGraph] | None = {} if pin else None
+        self._graphs: dict[Way, torch.cuda.CUDAGraph] | None = {} if pin and recorded else None
         self._history = torch.zeros(vocab, dtype=torch.int32, pin_memory=pin)  # where a new request's history and bias are laid out for the copy
         self._bias = torch.zeros(vocab, pin_memory=pin)
         self._allowed = torch.zeros_like(self._buffers.allowed, device="cpu", pin_memory=pin)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from server.config import EngineConfig
 from server.engine.gguf.header import TensorInfo
 from server.engine.gguf.mix import mix_named
 from server.engine.gguf.quants import row_bytes
+from server.engine.gguf.reader import GGUFFile
 from server.engine.gguf.synth import plan, synthetic_metadata
 from server.engine.gpu.memory import RING_BYTES, MemoryPlan, dense_bytes, scratch_bytes
+from server.engine.gpu.ops import GpuOps
 from server.engine.kv_cache import bytes_per_token
+from server.engine.loader import load_model
 from server.engine.models.config import HParams
 from server.engine.models.shapes import shape_named
 from server.errors import DeviceError
+from tests.engine.gpu.test_engine import open_engine
+from tests.engine.tiny_models import write_tiny
 
 GB = 10**9
 
@@ -34,8 +42,10 @@ def memory_of(name: str, tokens: int, chunk: int) -> MemoryPlan:
     return MemoryPlan(dense_bytes(tensors, hparams), bytes_per_token(hparams, "bf16") * tokens, scratch_bytes(hparams, vocab, chunk), RING_BYTES)
 
 
-def test_r1_with_8k_of_context_takes_less_than_14_gb() -> None:
-    memory = memory_of("r1", 8192, 2048)
+@pytest.mark.parametrize("name", ["r1", "v3"])
+def test_8k_of_context_take_less_than_14_gb(name: str) -> None:
+    memory = memory_of(name, 8192, 2048)
+    print(f"{name}: {memory}")
     assert 9 * GB < memory.weights < 12 * GB
     assert memory.cache == 61 * 576 * 2 * 8192
     assert memory.total < 14 * GB, str(memory)
@@ -62,3 +72,39 @@ def test_too_little_memory_is_a_sentence_with_the_numbers() -> None:
     memory.check(14 * GB)
     with pytest.raises(DeviceError, match=r"needs 14.0 GB \(10.0 GB of weights, 2.0 GB of KV cache, 2.0 GB to work in\).*but 13.9 GB are free.*--cache_lens"):
         memory.check(139 * GB // 10)
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of which 100 MB are free."""
+    monkeypatch.setattr("server.engine.loader.find_gpu", lambda wanted: torch.device("cuda", 0) if wanted != "cpu" else None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100_000_000, 8 * GB))
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_a_gpu_without_room_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3")
+    with pytest.raises(DeviceError, match=r"needs \d\.\d GB .* but 0\.1 GB are free\. Lower --cache_lens or --prefill_chunk"):
+        load_model(GGUFFile.open(tmp_path / "m.gguf"), EngineConfig(cpu_infer=1, cache_lens=64, device="cuda"))
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_with_auto_the_cpu_runs_what_a_gpu_has_no_room_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3")
+    loaded = load_model(GGUFFile.open(tmp_path / "m.gguf"), EngineConfig(cpu_infer=1, cache_lens=64, device="auto"))
+    assert loaded.device == "cpu"
+    assert "0.1 GB are free" in caplog.text
+    assert "Everything runs on the CPU." in caplog.text
+    loaded.engine.close()
+
+
+def test_memory_that_runs_out_while_weights_are_laid_out_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another program takes what was free when the plan was made."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3")
+    monkeypatch.setattr(GpuOps, "_moved", fail)
+    with pytest.raises(DeviceError, match=r"no memory left for the weights \(CUDA out of memory.*Lower --cache_lens or --prefill_chunk"):
+        open_engine(tmp_path / "m.gguf")
