@@ -15,7 +15,7 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType as T
 
-from server.config import EngineConfig
+from server.config import CacheType, EngineConfig
 from server.engine.engine import LocalEngine
 from server.engine.gguf.reader import GGUFFile
 from server.engine.gpu.devices import kernels_for
@@ -48,7 +48,7 @@ on_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="no GPU: graphs need o
 
 def open_engine(
     path: Path,
-    cache_type: str = "f32",
+    cache_type: CacheType = "f32",
     chunk: int = 64,
     pages: int = len(PAGES),
     kernels: Kernels | None = None,
@@ -62,7 +62,7 @@ def open_engine(
     model_ops = ops if wrap is None else wrap(ops)
     weights = Weights(file, model_ops)
     model = family(hparams.architecture)(weights, hparams, file.tensors["token_embd.weight"].shape[0], model_ops)
-    cache = KVCache.allocate(hparams, pages * PAGE_SIZE, cache_type, DEVICE)  # type: ignore[arg-type]
+    cache = KVCache.allocate(hparams, pages * PAGE_SIZE, cache_type, DEVICE)
     weights.lay_out(lambda *_: None)
     engine = GpuEngine(model, cache, ops, chunk)
     cpus = os.sched_getaffinity(0)
