@@ -79,11 +79,12 @@ class Pieces {
         return bytes;
     }
 
-    void compute_hidden(const Activations& input, size_t piece, uint8_t* scratch) const {
+    void compute_hidden(const Activations& input, size_t piece, const Seat& seat) const {
         const size_t g = group_of(piece);
         const Group& group = call_.groups[g];
         const size_t first = (piece - cuts_[g].first_piece) * cuts_[g].chunk_rows, last = std::min(first + cuts_[g].chunk_rows, width());
         const Tokens tokens = input.rows(call_.tokens == nullptr ? Run{0, group.count, 0} : run_of(g));
+        uint8_t* scratch = seat.scratch;
         auto* gated = reinterpret_cast<float*>(scratch + panel_bytes(g));
         if (gate_.gates(up_, group.count)) {
             gate_.compute_gated(up_, group.expert, first, last, tokens, gated, scratch);
@@ -91,23 +92,23 @@ class Pieces {
         }
         float* upped = gated + group.count * (last - first);
         gate_.compute(group.expert, first, last, tokens, {gated, last - first, false}, scratch, up_.address(group.expert, first));
-        up_.compute(group.expert, first, last, tokens, {upped, last - first, false}, scratch, piece_address(piece + threads_));
+        up_.compute(group.expert, first, last, tokens, {upped, last - first, false}, scratch, piece_address(seat.next));
         kernels_.silu_mul(gated, upped, gated, group.count * (last - first));
         put_hidden(g, first, last - first, gated);
     }
 
-    // Rows first .. last - 1 of `down` to out [n, hidden].
-    void compute_out(size_t first, size_t last, float* out, bool accumulate, uint8_t* scratch) const {
+    // Rows first .. last - 1 of `down` to out [n, hidden]; behind them the thread is going to ask for those from `next` on.
+    void compute_out(size_t first, size_t last, size_t next, float* out, bool accumulate, uint8_t* scratch) const {
         const size_t stride = down_.matrix().rows;
         if (!accumulate && (call_.tokens != nullptr || width() == 0)) clear(out, first, last);
         if (width() == 0) return;
         for (size_t g = 0; g < call_.group_count; ++g) {
             const Group& group = call_.groups[g];
             const Tokens hidden = hidden_.rows(run_of(g));
-            const uint8_t* next = g + 1 < call_.group_count ? down_.address(call_.groups[g + 1].expert, first) : down_address(first + threads_ * (last - first));
+            const uint8_t* after = g + 1 < call_.group_count ? down_.address(call_.groups[g + 1].expert, first) : down_address(next);
             // The rows of a group follow its tokens; one group after the other adds to them, and no other piece has these rows of the output.
             const int32_t* tokens = call_.tokens == nullptr ? nullptr : call_.tokens + group.first;
-            down_.compute(group.expert, first, last, hidden, {out + first, stride, accumulate || tokens != nullptr || g > 0, tokens}, scratch, next);
+            down_.compute(group.expert, first, last, hidden, {out + first, stride, accumulate || tokens != nullptr || g > 0, tokens}, scratch, after);
         }
     }
 
@@ -117,7 +118,7 @@ class Pieces {
         return static_cast<size_t>(later - cuts_) - 1;
     }
 
-    // What a thread reads next that has just computed the piece `threads_` before this one, while threads keep step: behind gate and up comes down.
+    // Where a piece begins; behind gate and up comes down.
     const uint8_t* piece_address(size_t piece) const {
         if (piece >= gate_pieces_) return down_address((piece - gate_pieces_) * cut_down(threads_).chunk_rows);
         const size_t g = group_of(piece);
@@ -262,7 +263,7 @@ class Call {
     }
 
     void run_gate() const {
-        const auto compute = [this](size_t piece, const Seat& seat) { part_at(seat).compute_hidden(*input_, piece, seat.scratch); };
+        const auto compute = [this](size_t piece, const Seat& seat) { part_at(seat).compute_hidden(*input_, piece, seat); };
         if (!sliced_) return pool_.each_seated(parts_[0]->gate_pieces(), compute);
         std::array<size_t, kMaxNodes> counts{};
         for (size_t i = 0; i < part_count(); ++i) counts[i] = parts_[i]->gate_pieces();
@@ -270,17 +271,18 @@ class Call {
     }
 
     void run_down() const {
+        const auto compute = [this](size_t piece, const Seat& seat, float* out, bool accumulate) {
+            const size_t first = down_cut_.begin(piece), last = down_cut_.end(piece);
+            part_at(seat).compute_out(first, last, down_cut_.begin(seat.next), out, accumulate, seat.scratch);
+        };
         if (!sliced_) {
-            return pool_.each_seated(down_cut_.count(), [this](size_t piece, const Seat& seat) {
-                part_at(seat).compute_out(down_cut_.begin(piece), down_cut_.end(piece), call_.out, call_.accumulate, seat.scratch);
-            });
+            return pool_.each_seated(down_cut_.count(), [&](size_t piece, const Seat& seat) { compute(piece, seat, call_.out, call_.accumulate); });
         }
         std::array<size_t, kMaxNodes> counts;
         counts.fill(down_cut_.count());
-        pool_.each_at_home(counts.data(), [this](size_t piece, const Seat& seat) {
-            const size_t first = down_cut_.begin(piece), last = down_cut_.end(piece);
-            part_at(seat).compute_out(first, last, sums_->of(seat.node), false, seat.scratch);
-            sums_->arrive(piece, first, last);
+        pool_.each_at_home(counts.data(), [&](size_t piece, const Seat& seat) {
+            compute(piece, seat, sums_->of(seat.node), false);
+            sums_->arrive(piece, down_cut_.begin(piece), down_cut_.end(piece));
         });
     }
 

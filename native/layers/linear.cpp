@@ -13,10 +13,11 @@ namespace {
 // One call: the matrices' rows in pieces, one matrix's behind the other's.
 class Pieces {
   public:
-    Pieces(Pool& pool, const Matrix* matrices, size_t count, size_t n) : threads_(static_cast<size_t>(pool.threads())) {
+    Pieces(Pool& pool, const Matrix* matrices, size_t count, size_t n) {
+        const auto threads = static_cast<size_t>(pool.threads());
         for (size_t i = 0; i < count; ++i) {
             const Product& product = products_[i].emplace(pool.kernels(), matrices[i]);
-            cuts_[i] = product.cut(n, threads_);
+            cuts_[i] = product.cut(n, threads);
             count_ += cuts_[i].count();
             scratch_ = std::max(scratch_, product.scratch_bytes(n, cuts_[i].chunk_rows));
             readers_ = readers_ | product.reads(n);
@@ -27,11 +28,10 @@ class Pieces {
     size_t scratch_bytes() const { return scratch_; }
     Readers readers() const { return readers_; }
 
-    void compute(size_t piece, const Tokens& x, float* const* outs, bool accumulate, uint8_t* scratch) const {
+    void compute(size_t piece, const Tokens& x, float* const* outs, bool accumulate, const Seat& seat) const {
+        const uint8_t* next = piece_address(seat.next);
         const size_t i = matrix_of(piece), first = cuts_[i].begin(piece);
-        // While threads keep step, this is the thread's next piece.
-        const uint8_t* next = piece_address(i, piece + threads_);
-        products_[i]->compute(0, first, cuts_[i].end(piece), x, {outs[i] + first, products_[i]->matrix().rows, accumulate}, scratch, next);
+        products_[i]->compute(0, first, cuts_[i].end(piece), x, {outs[i] + first, products_[i]->matrix().rows, accumulate}, seat.scratch, next);
     }
 
   private:
@@ -41,14 +41,13 @@ class Pieces {
         for (; piece >= cuts_[from].count(); ++from) piece -= cuts_[from].count();
         return from;
     }
-    const uint8_t* piece_address(size_t i, size_t piece) const {
-        for (; i < kMaxMatrices && products_[i].has_value(); piece -= cuts_[i++].count()) {
+    const uint8_t* piece_address(size_t piece) const {
+        for (size_t i = 0; i < kMaxMatrices && products_[i].has_value(); piece -= cuts_[i++].count()) {
             if (piece < cuts_[i].count()) return products_[i]->address(0, cuts_[i].begin(piece));
         }
         return nullptr;
     }
 
-    const size_t threads_;
     std::array<std::optional<Product>, kMaxMatrices> products_;
     std::array<Chunks, kMaxMatrices> cuts_{};
     size_t count_ = 0, scratch_ = 0;
@@ -65,7 +64,7 @@ void linear(Pool& pool, const Matrix* matrices, size_t count, const float* x, si
     const Activations input(pool, Shared::kInput, n, 1, cols, pieces.readers(), x);
     pool.reserve_scratch(pieces.scratch_bytes());
     if (input.to_fill()) pool.each(n, [&](size_t t, uint8_t*) { input.put(tokens, t, 0, x + t * cols, cols, pieces.readers()); });
-    pool.each(pieces.count(), [&](size_t i, uint8_t* scratch) { pieces.compute(i, input.rows(tokens), outs, accumulate, scratch); });
+    pool.each_seated(pieces.count(), [&](size_t i, const Seat& seat) { pieces.compute(i, input.rows(tokens), outs, accumulate, seat); });
 }
 
 void repeat_row(const float* row, size_t cols, float* out, size_t n) {

@@ -22,6 +22,7 @@ namespace {
 
 constexpr uint32_t kStop = UINT32_MAX;    // in left_: the workers end
 constexpr uint32_t kAtHome = kStop - 1;   // in left_: the pieces are in homes_
+constexpr size_t kAheadRounds = 2;        // pieces for each thread that must be left when one is taken ahead
 constexpr int kJoinPauses = 1000;         // some 15-40 us of `pause` before the caller's first sched_yield
 constexpr int64_t kPauseNs = 30'000;      // the same for an idle worker
 constexpr int64_t kTakenNs = 200'000;     // a core that was away for so long was another program's, and not the kernel's own for a moment
@@ -123,9 +124,13 @@ struct alignas(64) Pool::Thread {
         return now < crowded_until.load(std::memory_order_relaxed) + kFirstCrowdNs ? crowd_ns.load(std::memory_order_relaxed) : 0;
     }
 
+    // The piece that it took ahead, if it did.
+    bool holds_piece() const { return next != kNone; }
+
+    bool nap_is_due() const { return index > 0 && crowded() && seen - rested >= kStintNs; }  // the caller cannot leave
     // For a worker that holds no piece.
     void nap_when_due() {
-        if (!crowded() || seen - rested < kStintNs) return;
+        if (!nap_is_due()) return;
         const timespec nap{0, kNapNs};
         nanosleep(&nap, nullptr);
         seen = rested = now_ns();
@@ -145,6 +150,8 @@ struct alignas(64) Pool::Thread {
 
     Pool& pool;
     const size_t index, node;
+    static constexpr size_t kNone = SIZE_MAX;
+    size_t next = kNone;
     pthread_t handle{};
     int64_t seen = 0;  // the time, when it last looked
     int64_t wall = 0, cpu = 0;
@@ -230,7 +237,7 @@ void Pool::run(Task task, const void* work, size_t count) {
 void Pool::run_alone(Task task, const void* work, size_t count) {
     Thread& self = *threads_[0];
     self.begin_piece();
-    for (size_t i = 0; i < count; ++i) task(work, i, seat(0));
+    for (size_t i = 0; i < count; ++i) task(work, i, seat(0, i + 1));
     self.lost_core();
 }
 
@@ -287,32 +294,46 @@ bool Pool::has_work(uint32_t left, const Thread& self) const {
 }
 
 // Takes a piece, if there is one for this thread.
-bool Pool::take(const Thread& self, size_t& piece) {
+bool Pool::take(Thread& self, size_t& piece) {
+    if (!self.holds_piece()) return take_new(self, piece, 0);
+    piece = std::exchange(self.next, Thread::kNone);
+    return true;
+}
+
+// Takes one that nobody has, where so many are left for each of the threads that may take them, and one more.
+bool Pool::take_new(const Thread& self, size_t& piece, size_t rounds) {
     uint32_t left = 0;
-    if (take_one(left_, left)) {
+    if (take_one(left_, left, rounds * cpus_.size())) {
         piece = count_ - left;
         return true;
     }
     if (left != kAtHome) return false;
     Home& home = homes_[self.node];
-    if (!take_one(home.left, left)) return false;
+    if (!take_one(home.left, left, rounds * node_threads_[self.node])) return false;
     piece = home.count - left;
     return true;
 }
 
-// One of those that are `left`, if any are. Only what `from` holds at this instant counts: a thread that went to sleep with an old value in its hands may
-// win the exchange in a later run, and then has a piece of that one, whose task it reads after this acquire.
-bool Pool::take_one(std::atomic<uint32_t>& from, uint32_t& left) {
+// One of those that are `left`, if they are more than `least`. Only what `from` holds at this instant counts: a thread that went to sleep with an old value
+// in its hands may win the exchange in a later run, and then has a piece of that one, whose task it reads after this acquire.
+bool Pool::take_one(std::atomic<uint32_t>& from, uint32_t& left, size_t least) {
     left = from.load(std::memory_order_relaxed);
     do {
-        if (left == 0 || left >= kAtHome) return false;
+        if (left <= least || left >= kAtHome) return false;
     } while (!from.compare_exchange_weak(left, left - 1, std::memory_order_acquire, std::memory_order_relaxed));
     return true;
 }
 
-void Pool::work_on(size_t piece, const Thread& self) {
-    task_(work_, piece, seat(self.index));
+void Pool::work_on(size_t piece, Thread& self) {
+    task_(work_, piece, seat(self.index, next_of(piece, self)));
     unfinished_.fetch_sub(1, std::memory_order_release);
+}
+
+// The piece behind this one, taken if it can be, but not before a nap.
+size_t Pool::next_of(size_t piece, Thread& self) {
+    if (!self.nap_is_due() && take_new(self, self.next, kAheadRounds)) return self.next;
+    const bool at_home = left_.load(std::memory_order_relaxed) == kAtHome;
+    return piece + (at_home ? node_threads_[self.node] : cpus_.size());
 }
 
 // The caller's part of a run. Returns whether another program had its core meanwhile.
@@ -353,7 +374,7 @@ void Pool::help(Thread& self) {
     for (size_t piece; self.begin_piece(), take(self, piece);) {
         work_on(piece, self);
         if (self.lost_core()) self.crowd();
-        self.nap_when_due();
+        if (!self.holds_piece()) self.nap_when_due();
     }
 }
 

@@ -3,6 +3,9 @@
 //   caller (thread 0) ── each(count, work) ──┬── takes pieces ──┬── join ── ...
 //   workers 1 .. N-1 ───── spin/park ────────┴── take pieces ───┘
 //
+// A thread takes its next piece before it works on the one it has, so that it can fetch from memory what it is going to read (Seat::next). It does not
+// where few pieces are left, nor before a nap, lest others wait for one that nobody works on.
+//
 // The join counts finished pieces and not threads: a thread that has no core at the moment is not waited for unless it lost it within a piece.
 // Whoever comes late finds no piece left and touches nothing of the run, nor of a later one.
 //
@@ -58,10 +61,11 @@ enum class Shared {
 // Weights that layers read, by what they are.
 enum class Weights { kExperts, kDense, kCount };
 
-// Where a piece is worked on: the thread's own scratch, and its node, which counts from 0.
+// Where a piece is worked on: the thread's own scratch, and its node, which counts from 0. `next` is the piece that this thread works on behind it, if one
+// of the run's; near the run's end, when that is not known yet, the one that would be if threads kept step.
 struct Seat {
     uint8_t* scratch;
-    size_t node;
+    size_t node, next;
 };
 
 class Pool {
@@ -99,7 +103,7 @@ class Pool {
     template <class Work>
     void each_seated(size_t count, const Work& work) {
         if (count > 1) return run(task_of<Work>, &work, count);
-        for (size_t i = 0; i < count; ++i) work(i, seat(0));
+        for (size_t i = 0; i < count; ++i) work(i, seat(0, i + 1));
     }
 
     // The same for pieces that each belong to a node: work(i, seat) for each i of 0 .. counts[node] - 1, on threads of that node alone.
@@ -151,9 +155,11 @@ class Pool {
     void open(Task task, const void* work, size_t pieces);
     void work_and_join(uint32_t left);
     bool has_work(uint32_t left, const Thread& self) const;
-    bool take(const Thread& self, size_t& piece);
-    static bool take_one(std::atomic<uint32_t>& from, uint32_t& left);
-    void work_on(size_t piece, const Thread& self);
+    bool take(Thread& self, size_t& piece);
+    bool take_new(const Thread& self, size_t& piece, size_t rounds);
+    static bool take_one(std::atomic<uint32_t>& from, uint32_t& left, size_t least);
+    void work_on(size_t piece, Thread& self);
+    size_t next_of(size_t piece, Thread& self);
     bool drive();
     bool join();
     void change_places();
@@ -166,7 +172,7 @@ class Pool {
     void idle(Thread& self, int64_t begin);
     void park();
     uint8_t* scratch(size_t thread) const { return static_cast<uint8_t*>(scratch_[thread].data()); }
-    Seat seat(size_t thread) const { return {scratch(thread), nodes_[thread]}; }
+    Seat seat(size_t thread, size_t next) const { return {scratch(thread), nodes_[thread], next}; }
 
     std::vector<int> cpus_;             // of each thread
     std::vector<size_t> nodes_;         // of each thread

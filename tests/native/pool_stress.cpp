@@ -4,6 +4,7 @@
 //                                   run after the caller's writes, and the next run after those pieces.
 //   pool_stress CPU[,CPU..] RUNS nodes
 //                                   the same, every second run with pieces that belong to nodes: the threads of the CPUs are on two, by turns
+//   pool_stress CPU,CPU next        how often a thread works next on what it was told that it would, of all times that its next piece was taken ahead
 //   pool_stress CPU,CPU wake        microseconds from a run's begin until its caller knows that the worker is at it, each thread with one piece: the median
 #include <algorithm>
 #include <atomic>
@@ -73,6 +74,28 @@ double median_wake_us(moespan::Pool& pool) {
     return times[100];
 }
 
+// Pieces of very different lengths, so that threads do not keep step. What a thread was told lies in its scratch.
+double share_foretold(moespan::Pool& pool) {
+    constexpr size_t kPieces = 200, kLast = 40;  // of the last, next is a guess
+    struct Told {
+        size_t run, next;
+    };
+    pool.reserve_scratch(sizeof(Told));
+    std::atomic<size_t> foretold{0}, asked{0};
+    for (size_t run = 1; run <= 50; ++run) {
+        pool.each_seated(kPieces, [&](size_t i, const moespan::Seat& seat) {
+            Told* told = reinterpret_cast<Told*>(seat.scratch);
+            if (told->run == run && i < kPieces - kLast) {
+                ++asked;
+                if (told->next == i) ++foretold;
+            }
+            *told = {run, seat.next};
+            for (volatile size_t spin = 0; spin < i * 7919 % 1000 * 10;) spin = spin + 1;
+        });
+    }
+    return static_cast<double>(foretold) / static_cast<double>(asked);
+}
+
 std::vector<int> parse(const char* list) {
     std::vector<int> cpus;
     for (char* end; *list != '\0'; list = *end == ',' ? end + 1 : end) cpus.push_back(static_cast<int>(std::strtol(list, &end, 10)));
@@ -90,6 +113,7 @@ int main(int count, char** arguments) {
     moespan::Pool pool(cpus, kernels, kSpinUs, nodes);
     pool.pin_caller();
     pool.reserve_scratch(64);
+    if (std::strcmp(arguments[2], "next") == 0) return std::printf("%.3f\n", share_foretold(pool)), 0;
     if (std::strcmp(arguments[2], "wake") == 0) return std::printf("%.2f\n", median_wake_us(pool)), 0;
     std::vector<long> values(kMostPieces + kMostPieces / 2, 0);
     std::vector<size_t> order(kMostPieces, 0);
