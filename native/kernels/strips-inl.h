@@ -75,7 +75,8 @@ inline void strip_tile(const uint8_t* strip, ptrdiff_t ahead, const Tokens& x, s
 // Rows::data is a strip, and row_bytes a strip's.
 template <class Ops, class Tiles>
 void gemv_strips(const Rows& rows, const Tokens& x, const Outputs& out) {
-    const size_t strips = (rows.count + kStripRows - 1) / kStripRows, apart = (kStripsAhead + rows.row_bytes - 1) / rows.row_bytes;
+    const size_t strips = (rows.count + kStripRows - 1) / kStripRows, far = (kStripsAhead + rows.row_bytes - 1) / rows.row_bytes;
+    const size_t apart = far < strips ? far : strips;
     for (size_t row = 0; row < rows.count; row += kStripRows) {
         const size_t i = row / kStripRows, fetched = i + apart;
         const uint8_t* strip = rows.data + i * rows.row_bytes;

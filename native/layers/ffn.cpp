@@ -12,6 +12,8 @@ namespace moespan {
 namespace {
 
 constexpr size_t kPiecesPerThread = 8;   // of gate and up: 8 experts of one token then keep 15 threads busy to within a few percent
+constexpr size_t kLastRounds = 3;        // what is left of them is as much for each thread at least, down to
+constexpr size_t kLastParts = 4;         // parts of a piece
 constexpr size_t kAlign = 32;            // rows of a piece: what is rounded to int8 together
 constexpr size_t kSmallInput = 16384;    // values that one thread rounds in about as long as a fork and a join take
 
@@ -52,18 +54,23 @@ class Pieces {
         return most;
     }
     // Of an empty slice nothing is to be read, and any cut will do.
-    Chunks cut_down(size_t threads) const { return width() > 0 ? down_.cut(most(), threads) : Chunks{down_.matrix().rows, down_.matrix().rows}; }
+    Chunks cut_down(size_t threads) const {
+        return width() > 0 ? down_.cut(most(), threads) : Chunks::even(down_.matrix().rows, down_.matrix().rows);
+    }
 
-    // Pieces of about the same cost, whatever the numbers of tokens.
+    // Pieces of about the same cost, whatever the numbers of tokens; but towards the end of what is streamed of less, so that whoever finds none left has not
+    // long to wait.
     void cut_groups(size_t threads) {
         threads_ = threads;
+        const bool streamed = gate_.streams(most());
         size_t cost = 0;
         const auto row_cost = [this](size_t count) { return gate_.row_cost(count) + up_.row_cost(count); };
         for (size_t g = 0; g < call_.group_count; ++g) cost += width() * row_cost(call_.groups[g].count);
         const size_t share = cost / (threads * kPiecesPerThread);
-        for (size_t g = 0; g < call_.group_count; ++g) {
+        for (size_t g = 0, left = cost; g < call_.group_count; left -= width() * row_cost(call_.groups[g++].count)) {
             const size_t count = call_.groups[g].count;
-            const size_t fair = std::min(share / row_cost(count), gate_.fitting_rows(gate_.gates(up_, count) ? 2 * count : count));
+            const size_t piece = streamed ? std::clamp(left / (threads * kLastRounds), share / kLastParts, share) : share;
+            const size_t fair = std::min(piece / row_cost(count), gate_.fitting_rows(gate_.gates(up_, count) ? 2 * count : count));
             cuts_[g].chunk_rows = std::max(kAlign, std::min(fair, up_.fitting_rows(count)) / kAlign * kAlign);
             cuts_[g].first_piece = gate_pieces_;
             gate_pieces_ += ceil_div(width(), cuts_[g].chunk_rows);
@@ -120,7 +127,7 @@ class Pieces {
 
     // Where a piece begins; behind gate and up comes down.
     const uint8_t* piece_address(size_t piece) const {
-        if (piece >= gate_pieces_) return down_address((piece - gate_pieces_) * cut_down(threads_).chunk_rows);
+        if (piece >= gate_pieces_) return down_address(cut_down(threads_).begin(piece - gate_pieces_));
         const size_t g = group_of(piece);
         return gate_.address(call_.groups[g].expert, (piece - cuts_[g].first_piece) * cuts_[g].chunk_rows);
     }
@@ -215,7 +222,10 @@ class Call {
         const float* values = call.tokens == nullptr ? call.x : nullptr;
         input_.emplace(pool, Shared::kInput, input_rows(), input_runs(), one.gate.cols, parts_[0]->input_readers(), values);
         down_cut_ = parts_[0]->cut_down(threads_of(0));
-        for (size_t i = 1; i < part_count(); ++i) down_cut_.chunk_rows = std::min(down_cut_.chunk_rows, parts_[i]->cut_down(threads_of(i)).chunk_rows);
+        for (size_t i = 1; i < part_count(); ++i) {
+            const Chunks cut = parts_[i]->cut_down(threads_of(i));
+            if (cut.count() > down_cut_.count()) down_cut_ = cut;
+        }
         size_t scratch = 0;
         for (size_t i = 0; i < part_count(); ++i) scratch = std::max(scratch, parts_[i]->scratch_bytes(down_cut_.chunk_rows));
         pool.reserve_scratch(scratch);

@@ -31,11 +31,11 @@ class HeadPieces {
     Readers readers() const { return product_.reads(n_); }
 
     // x: the head's tokens.
-    void compute(size_t piece, const Tokens& x, const HeadRows<float>& out, uint8_t* scratch) const;
+    void compute(size_t piece, const Tokens& x, const HeadRows<float>& out, const Seat& seat) const;
 
   private:
     const Product product_;
-    const size_t n_, threads_;
+    const size_t n_;
     Chunks chunks_;
 };
 
@@ -58,10 +58,10 @@ void linear_heads(Pool& pool, const Matrix& matrix, size_t n, const Row& row, co
             for (size_t r = i * kHeadRowsAtOnce; r < std::min(n * heads, (i + 1) * kHeadRowsAtOnce); ++r) fill(r / heads, r % heads);
         });
     }
-    pool.each(pieces.count(), [&](size_t i, uint8_t* scratch) {
+    pool.each_seated(pieces.count(), [&](size_t i, const Seat& seat) {
         const size_t head = pieces.head(i);
         for (size_t token = 0; token < n && pieces.whole_heads(); ++token) fill(token, head);
-        pieces.compute(i, input.rows(run(head)), out, scratch);
+        pieces.compute(i, input.rows(run(head)), out, seat);
     });
 }
 

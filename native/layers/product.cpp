@@ -8,6 +8,7 @@ namespace moespan {
 namespace {
 
 constexpr size_t kChunksPerThread = 4;        // so that a thread that lost its core for a while leaves its share to the others
+constexpr size_t kLastParts = 4;              // of a chunk: where weights are streamed, each thread's last chunk is taken in so many
 constexpr size_t kMinChunkBytes = 8 * 1024;   // of weights, so that taking a chunk costs little beside computing it
 constexpr size_t kPanelScratch = 192 * 1024;  // unpacked panels of one chunk: they share L2 with a block of activations
 constexpr size_t kSumScratch = 256 * 1024;    // sums of bf16 tiles, likewise
@@ -53,11 +54,12 @@ Product::Product(const KernelTable& kernels, const Matrix& matrix)
     : kernels_(kernels), matrix_(matrix), format_(format_of(kernels, matrix)), bf16_(bf16_of(kernels, matrix)) {}
 
 Chunks Product::cut(size_t n, size_t threads) const {
-    if (by_bf16(n)) return {matrix_.rows, even_strips(ceil_div(matrix_.rows, kStripRows), fitting_rows(n) / kStripRows, threads) * kStripRows};
+    if (by_bf16(n)) return Chunks::even(matrix_.rows, even_strips(ceil_div(matrix_.rows, kStripRows), fitting_rows(n) / kStripRows, threads) * kStripRows);
     const size_t share = ceil_div(matrix_.rows, threads * kChunksPerThread);
-    if (by_panels(n)) return {matrix_.rows, std::min(fitting_rows(n), round_up(share, align(n)))};
+    if (by_panels(n)) return Chunks::even(matrix_.rows, std::min(fitting_rows(n), round_up(share, align(n))));
     const size_t least = ceil_div(kMinChunkBytes, matrix_.row_bytes) * (matrix_.in_tiles ? kStripRows : 1);
-    return {matrix_.rows, round_up(std::max(share, least), align(n))};
+    const size_t chunk = round_up(std::max(share, least), align(n)), last = round_up(std::max(ceil_div(chunk, kLastParts), least), align(n));
+    return {matrix_.rows, chunk, (matrix_.rows - std::min(matrix_.rows, threads * chunk)) / chunk, std::min(last, chunk)};
 }
 
 size_t Product::fitting_rows(size_t n) const {

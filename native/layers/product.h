@@ -15,12 +15,15 @@ const FormatKernels& format_of(const KernelTable& kernels, const Matrix& matrix)
 inline size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 inline size_t round_up(size_t a, size_t multiple) { return ceil_div(a, multiple) * multiple; }
 
-// Rows begin(0) .. rows - 1 of a matrix in runs of chunk_rows, the last of which may be shorter.
+// Rows begin(0) .. rows - 1 of a matrix in runs, which threads take in this order: `large` runs of chunk_rows, then shorter ones of last_rows, so that whoever
+// finds none left has not long to wait for the others. The last may be shorter yet.
 struct Chunks {
-    size_t rows, chunk_rows;
+    size_t rows, chunk_rows, large, last_rows;
 
-    size_t count() const { return ceil_div(rows, chunk_rows); }
-    size_t begin(size_t i) const { return i * chunk_rows; }
+    static Chunks even(size_t rows, size_t chunk_rows) { return {rows, chunk_rows, rows / chunk_rows, chunk_rows}; }
+
+    size_t count() const { return large + ceil_div(rows - begin(large), last_rows); }
+    size_t begin(size_t i) const { return i <= large ? i * chunk_rows : large * chunk_rows + (i - large) * last_rows; }
     size_t end(size_t i) const { return begin(i + 1) < rows ? begin(i + 1) : rows; }
 };
 
@@ -39,6 +42,9 @@ class Product {
 
     const Matrix& matrix() const { return matrix_; }
     Readers reads(size_t n) const { return {format_.float_input && !by_bf16(n), !format_.float_input && !by_bf16(n), by_bf16(n)}; }
+
+    // Whether products with n tokens read each weight once, and so wait for memory rather than for arithmetic.
+    bool streams(size_t n) const { return !by_bf16(n) && !by_panels(n); }
 
     // How to cut the rows for `threads` threads and n tokens.
     Chunks cut(size_t n, size_t threads) const;

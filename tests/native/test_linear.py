@@ -139,6 +139,18 @@ def test_accumulate_adds_to_what_is_there(pool: _native.Pool, type_id: Type, n: 
     assert (np.abs(linear(pool, [weights], x, start=3.0)[0] - (product + 3)) <= bound + UNIT * (np.abs(product) + 6)).all()
 
 
+@pytest.mark.parametrize("threads", [2, 3, 15])
+def test_each_row_is_computed_once_however_the_rows_are_cut(threads: int) -> None:
+    """Rows of 4 KB, of which a piece has 2 at least: long pieces first, and shorter ones behind them. Accumulated, so that a row computed twice shows."""
+    rng = np.random.default_rng(11)
+    x = activations(1, 1024, rng)
+    with open_pool(_native.available_isas()[0], threads) as pool:
+        for rows in [*range(1, 40), 60, 61, 119, 121, 240, 481, 1000]:
+            weights = random_weights(Type.F32, rows, 1024, rng)
+            product, bound = expected(weights, x)
+            assert (np.abs(linear(pool, [weights], x, start=3.0)[0] - (product + 3)) <= bound + UNIT * (np.abs(product) + 6)).all(), rows
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_nan_or_inf_is_not_hidden(pool: _native.Pool, n: int, bad: float) -> None:

@@ -40,7 +40,10 @@ def test_no_data_race_in_many_short_runs(tmp_path: Path, nodes: tuple[str, ...])
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
 def test_a_thread_knows_its_next_piece(tmp_path: Path) -> None:
-    """Where pieces take very different times, so that a guess is wrong every second time. The best of some tries: before a nap on a crowded core nothing is taken ahead."""
+    """Where pieces take very different times, so that a guess is wrong every second time.
+
+    The best of some tries: before a nap on a crowded core nothing is taken ahead.
+    """
     program = build(tmp_path, "-O2")
     assert program is not None
     tries: list[float] = []
