@@ -13,8 +13,9 @@ class PageTable:
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self._free = list(range(num_pages - 1, -1, -1))  # a stack: the page freed last, still warm, is taken first
+        self._free: list[int] = []  # a stack: the page freed last, still warm, is taken first
         self._used: set[int] = set()
+        self.clear()
 
     @property
     def free(self) -> int:
@@ -49,6 +50,11 @@ class PageTable:
         assert self._used.issuperset(pages), "a page was freed twice"
         self._used.difference_update(pages)
         self._free.extend(reversed(pages))
+
+    def clear(self) -> None:
+        """Nobody owns any page."""
+        self._free[:] = range(self.num_pages - 1, -1, -1)
+        self._used.clear()
 
     def check_idle(self) -> None:
         """With no sequence running, every page is free, each exactly once."""

@@ -112,6 +112,12 @@ class Scheduler:
         if self.running is None:
             self.pages.check_idle()
 
+    def clear(self) -> None:
+        """Forget every sequence and begin with all pages free, after a fault of our own that may have left any of it wrong."""
+        self.running = None
+        self._waiting.clear()
+        self.pages.clear()
+
     def waiting(self) -> list[Sequence]:
         """Those that wait, oldest first."""
         return list(self._waiting)

@@ -124,7 +124,10 @@ class Worker:
             if self._on_start is not None:
                 self._on_start()
         except Exception as error:
-            self._ready.set_exception(error)
+            try:
+                self._engine.close()
+            finally:
+                self._ready.set_exception(error)
             return
         self._ready.set_result(None)
         self._loop()
@@ -137,7 +140,7 @@ class Worker:
                 self._turn()
             except Exception:  # our own bug; those who wait must hear of it
                 log.exception("The engine's thread failed outside the engine")
-                self._end_all(EngineFailure("The server failed; its log has the traceback."))
+                self._start_over(EngineFailure("The server failed; its log has the traceback."))
 
     def _take_messages(self) -> None:
         """Read what is there; wait for something only when there is nothing to compute."""
@@ -165,6 +168,14 @@ class Worker:
     def _end_all(self, error: MoespanError) -> None:
         for ticket in list(self._tickets.values()):
             self._fail(ticket, error)
+
+    def _start_over(self, error: MoespanError) -> None:
+        """End everything, whatever state it is in: nothing of the books is relied on."""
+        tickets = list(self._tickets.values())
+        self._tickets.clear()
+        self._scheduler.clear()
+        for ticket in tickets:
+            self._tell_failure(ticket, error)
 
     def _turn(self) -> None:
         """Schedule, run, tell. Whatever goes wrong costs the running request, never the thread."""
@@ -244,6 +255,9 @@ class Worker:
 
     def _fail(self, ticket: Ticket, error: MoespanError) -> None:
         self._forget(ticket)
+        self._tell_failure(ticket, error)
+
+    def _tell_failure(self, ticket: Ticket, error: MoespanError) -> None:
         self._metrics.failed(error)
         self._emit(ticket, TokenEvent(ticket.request_id, error=error))
 
@@ -257,8 +271,8 @@ class Worker:
         return EngineFailure(f"The engine failed on this request ({type(error).__name__}); the server's log has the traceback under {ticket.request_id}.")
 
     def _forget(self, ticket: Ticket) -> None:
-        del self._tickets[ticket.request_id]
         self._scheduler.remove(ticket.sequence)
+        del self._tickets[ticket.request_id]  # last: should the scheduler find its books wrong, the request is still told
 
     def _ticket(self, sequence: Sequence) -> Ticket:
         return self._tickets[sequence.request.request_id]

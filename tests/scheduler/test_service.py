@@ -104,6 +104,21 @@ def test_an_engine_failure_ends_its_request_and_no_other(caplog: pytest.LogCaptu
     assert "the fake engine was told to fail" in caplog.text
 
 
+def test_books_that_are_wrong_cost_the_requests_that_were_there_and_no_later_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of our own: each of the clients hears of it, and the engine's thread lives."""
+    with serving(FakeEngine(step_s=0.001)) as service:
+        with monkeypatch.context() as patch:
+            patch.setattr(service._pages, "check_idle", lambda: 1 / 0)
+            listeners = [Listener() for _ in range(3)]
+            for index, listener in enumerate(listeners):
+                service.submit(request(name=str(index)), listener)
+            assert [type(listener.to_end()[-1].error) for listener in listeners] == [EngineFailure] * 3
+        assert service.open == 0
+        service.submit(request(name="later"), listener := Listener())
+        assert bytes(ids(listener.to_end())) == b"hello"
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_sink_that_raises_cancels_its_request_and_no_other() -> None:
     def broken(event: TokenEvent) -> None:
         raise OSError("nobody there")
@@ -198,8 +213,10 @@ def test_on_start_runs_in_the_engines_thread_and_its_failure_is_raised() -> None
     def fail() -> None:
         raise OSError("no such CPU")
 
+    engine = FakeEngine()
     with pytest.raises(OSError, match="no such CPU"):
-        Service(FakeEngine(), SchedulerConfig(), 64, Metrics(), on_start=fail)
+        Service(engine, SchedulerConfig(), 64, Metrics(), on_start=fail)
+    assert engine.closed
 
 
 def test_an_idle_worker_uses_no_cpu() -> None:
