@@ -88,6 +88,7 @@ class Streamer:
         if not plan.on_gpu:
             return
         sections, ahead = chunk.layer.sections(), self._ahead if plan.there else None
+        self._ahead = None  # even if this fails, for its slots are filled anew
         layout = ahead.layout if ahead else Layout.of(sections, self.ring_bytes, _group_size(len(plan.streamed), plan.shape.expert_bytes))
         assert layout is not None, "whether the ring is large enough is asked before"
         rows = self._sort(chunk, plan, ahead.groups if ahead else (), layout.experts)
@@ -100,7 +101,7 @@ class Streamer:
                 self.lane.fill((first + turn) % SLOTS, self._copies(section, group.experts, slot), self._copy)
             self.lane.take((first + turn) % SLOTS)
             self._compute(chunk, rows, group, slot, partial(self.lane.release, (first + turn) % SLOTS))
-        self._slot, self._ahead = (first + len(sections) * len(rows.groups)) % SLOTS, None
+        self._slot = (first + len(sections) * len(rows.groups)) % SLOTS
         self.lane.end()
 
     def fetch_ahead(self, layer: ExpertWeights, plan: Plan) -> None:

@@ -237,6 +237,32 @@ def test_the_next_layer_is_fetched_ahead(native: NativeOps, monkeypatch: pytest.
     experts.close()
 
 
+def test_what_was_fetched_ahead_is_given_up_by_a_layer_that_fails(native: NativeOps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its slots were filled with other experts before that; who took the same layer again would find them in the place of the first ones."""
+    a, b = (make_layer(native, (Type.Q4_0, Type.Q8_0), count=40, seed=seed) for seed in range(2))
+    experts = StreamedExperts(TWINS, CPU, 1 << 24)
+    for _ in range(2):
+        for layer in (a, b):
+            experts.run(layer.weights, *make_chunk(layer, 90, 2))
+    experts.run(a.weights, *make_chunk(a, 90, 2))
+    left = iter(range(4))  # groups until the GPU has no memory
+
+    def fails(*args: Any) -> None:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError
+        plain_grouped.gated(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TWINS, "gated", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            experts.run(b.weights, *make_chunk(b, 90, 2))
+    chunk = make_chunk(b, 90, 2)
+    wanted, before = b.wanted(*chunk), chunk[3].clone()
+    experts.run(b.weights, *chunk)
+    check(chunk[3], wanted, before)
+    experts.close()
+
+
 class StrictLane(PlainLane):
     """Copies as late as a stream of their own may make them: when somebody waits for the slot, or for all. A slot is filled, taken and released in turn."""
 
