@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -173,13 +174,20 @@ def _hparams(file: GGUFFile, hf_directory: Path | None) -> HParams:
         raise type(error)(f"{file.path}: {error}") from None
     if hf_directory is None:
         return hparams
+    return overridden(hparams, _hf_config(hf_directory))
+
+
+def _hf_config(hf_directory: Path) -> dict[str, Any]:
     path = hf_directory / "config.json"
     try:
-        return overridden(hparams, json.loads(path.read_text(encoding="utf-8")))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFound(f"--model_path {hf_directory}: it has no config.json. Name a local Hugging Face model directory, or leave the flag out.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not valid JSON ({error}). Download it again, or leave --model_path out.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object. Download it again, or leave --model_path out.")
+    return config
 
 
 def _vocab_size(file: GGUFFile, hparams: HParams) -> int:

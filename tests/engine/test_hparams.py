@@ -115,6 +115,24 @@ def test_yarn_of_the_others_scales_cos_and_sin_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "scale"),
+    [
+        ({}, 1),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, 1),
+        ({"rope__scaling__type": "linear"}, 1),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, 4),
+        ({"rope__scaling__factor": 4.0}, 4),  # files that are older than the type
+        ({"rope__scale_linear": 4.0}, 4),  # or than this name of the factor
+        ({"rope__scaling__factor": 4.0, "rope__scale_linear": 2.0}, 4),
+    ],
+    ids=str,
+)
+def test_positions_are_divided_by_a_linear_factor(keys: dict[str, Any], scale: float) -> None:
+    h = read(QWEN, "llama", **keys)
+    assert (h.rope_scale, h.yarn) == (scale, None)
+
+
+@pytest.mark.parametrize(
     "key", ["attention.kv_lora_rank", "attention.key_length", "attention.value_length", "rope.dimension_count", "expert_used_count", "block_count"]
 )
 def test_a_missing_key_is_named(key: str) -> None:
@@ -158,8 +176,26 @@ def test_a_config_of_other_shapes_is_another_models(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"topk_method": "dice"}, "topk_method 'dice'"), ({"rope_scaling": {"type": "dynamic"}}, "rope scaling 'dynamic'")],
+    [
+        ({"topk_method": "dice"}, "topk_method 'dice'"),
+        ({"scoring_func": "sqrtsoftplus"}, "scoring_func 'sqrtsoftplus'"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope scaling 'dynamic'"),
+    ],
 )
 def test_a_config_that_asks_for_more_is_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"{sentence} in config.json is not supported"):
         overridden(read(R1), {**CONFIG, **change})
+
+
+@pytest.mark.parametrize(
+    ("rope", "sentence"),
+    [
+        ({"type": "linear"}, "linear in its config.json has factor = None"),
+        ({"type": "linear", "factor": -2}, "linear in its config.json has factor = -2"),
+        ({"type": "yarn", "factor": 4}, "yarn in its config.json has original_max_position_embeddings = None"),
+        ({"type": "yarn", "factor": "four", "original_max_position_embeddings": 4096}, "yarn in its config.json has factor = 'four'"),
+    ],
+)
+def test_a_config_whose_rope_lacks_a_number_is_told_which(rope: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ModelError, match=f"{sentence}, no positive number. Leave the flag out"):
+        overridden(read(R1), {**CONFIG, "rope_scaling": rope})

@@ -99,7 +99,10 @@ def test_model_path_overrides_constants_and_refuses_another_models_shapes(tmp_pa
         load_model(GGUFFile.open(tmp_path / "m.gguf"), EngineConfig(cpu_infer=1), hf_directory=tmp_path)
 
 
-@pytest.mark.parametrize(("content", "kind", "sentence"), [(None, ModelNotFound, "it has no config.json"), ("{", ModelError, "is not valid JSON")])
+@pytest.mark.parametrize(
+    ("content", "kind", "sentence"),
+    [(None, ModelNotFound, "it has no config.json"), ("{", ModelError, "is not valid JSON"), ("[]", ModelError, "holds no JSON object")],
+)
 def test_model_path_without_a_sound_config(content: str | None, kind: type[Exception], sentence: str, tmp_path: Path) -> None:
     write_tiny(tmp_path / "m.gguf", "llama")
     if content is not None:

@@ -99,7 +99,7 @@ class HParams:
             norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
             rope_dim=keys.count("rope.dimension_count", default=head_dim),
             rope_base=keys.number("rope.freq_base", default=10000.0),
-            rope_scale=keys.number("rope.scaling.factor") if _rope_scaling(keys) == "linear" else 1.0,
+            rope_scale=_linear_scale(keys) if _rope_scaling(keys) == "linear" else 1.0,
             yarn=_yarn(keys) if _rope_scaling(keys) == "yarn" else None,
             latent=latent,
             moe=_mixture_of_experts(keys, layers, ffn),
@@ -143,10 +143,16 @@ def _latent_attention(keys: Keys) -> LatentAttention:
 
 
 def _rope_scaling(keys: Keys) -> str:
-    kind = keys.word("rope.scaling.type", "none")
+    """What is not said is linear, as llama.cpp has it: files older than the key hold a factor alone."""
+    kind = keys.word("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedModel(f"{keys.architecture}: rope scaling {kind!r} is not supported yet; none, linear and yarn are.")
     return kind
+
+
+def _linear_scale(keys: Keys) -> float:
+    """The factor, in the first files under another name; without one positions are as they are."""
+    return keys.number("rope.scaling.factor", default=keys.number("rope.scale_linear", default=1.0))
 
 
 def _yarn(keys: Keys) -> Yarn:

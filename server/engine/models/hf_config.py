@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -71,7 +71,7 @@ def _check_shapes(shapes: object, names: Mapping[str, str], config: Config) -> N
 def _rope_scaling(hparams: HParams, rope: Config) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "linear":
-        return {"rope_scale": rope["factor"]}
+        return {"rope_scale": float(_needed(rope, kind, "factor"))}
     if kind == "yarn":
         return {"yarn": _yarn(hparams, rope)}
     if kind in ("default", "llama3"):  # llama3's factors are a tensor of the file
@@ -81,10 +81,7 @@ def _rope_scaling(hparams: HParams, rope: Config) -> dict[str, Any]:
 
 def _yarn(hparams: HParams, rope: Config) -> Yarn:
     """mscale and mscale_all_dim are DeepSeek's: cos and sin get the quotient of the two temperatures, the scores the square of the second."""
-    try:
-        factor, original = float(rope["factor"]), int(rope["original_max_position_embeddings"])
-    except KeyError as error:
-        raise ModelError(f"--model_path: yarn in its config.json lacks {error}. Leave the flag out to use the GGUF's own values.") from None
+    factor, original = float(_needed(rope, "yarn", "factor")), int(_needed(rope, "yarn", "original_max_position_embeddings"))
     mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
     quotient = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim) if mscale and mscale_all_dim else yarn_mscale(factor)
     return Yarn(
@@ -97,16 +94,29 @@ def _yarn(hparams: HParams, rope: Config) -> Yarn:
     )
 
 
+def _needed(rope: Config, kind: str, key: str) -> float:
+    value = rope.get(key)
+    if not isinstance(value, int | float) or not value > 0:
+        raise ModelError(f"--model_path: {kind} in its config.json has {key} = {value!r}, no positive number. Leave the flag out to use the GGUF's own values.")
+    return value
+
+
 def _experts(moe: MixtureOfExperts, config: Config) -> MixtureOfExperts:
-    method = config.get("topk_method")
-    if method is not None and method not in _GROUP_TOPS:
-        raise UnsupportedModel(f"--model_path: topk_method {method!r} in config.json is not supported. Leave the flag out to use the GGUF's own values.")
+    method = _known(config, "topk_method", _GROUP_TOPS)
     constants: dict[str, Any] = {
         "normalize": config.get("norm_topk_prob"),
         "scale": config.get("routed_scaling_factor"),
-        "gating": config.get("scoring_func"),
+        "gating": _known(config, "scoring_func", ("softmax", "sigmoid")),
         "groups": 1 if method == "greedy" else config.get("n_group"),
         "groups_used": 1 if method == "greedy" else config.get("topk_group"),
         "group_top": _GROUP_TOPS.get(method or ""),
     }
     return replace(moe, **{field: value for field, value in constants.items() if value is not None})
+
+
+def _known(config: Config, key: str, words: Collection[str]) -> str | None:
+    """The config's word for `key`, None where it has none. Raises UnsupportedModel for another than these."""
+    word = config.get(key)
+    if word is not None and word not in words:
+        raise UnsupportedModel(f"--model_path: {key} {word!r} in config.json is not supported. Leave the flag out to use the GGUF's own values.")
+    return word
