@@ -6,13 +6,13 @@ Metadata with long values cut, tensors by type with counts and bytes, and with -
 from __future__ import annotations
 
 import json
-import re
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from server.cli.contents import shortened, size, type_totals
 from server.cli.flags import config_of
 from server.cli.load import model_file
+from server.engine.gguf.names import block_of
 from server.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def in_layer_order(file: GGUFFile) -> list[TensorInfo]:
 
 
 def _layer(name: str) -> int:
-    match = re.match(r"blk\.(\d+)\.", name)
-    return int(match[1]) if match else -1
+    block = block_of(name)
+    return -1 if block is None else block
 
 
 def _given(arguments: Namespace) -> Namespace:

@@ -16,7 +16,7 @@ from server.engine.engine import LocalEngine
 from server.engine.gguf.reader import GGUFFile
 from server.engine.gpu.devices import find_gpu, kernels_for
 from server.engine.gpu.engine import GpuEngine
-from server.engine.gpu.memory import RING_BYTES, MemoryPlan, dense_bytes, scratch_bytes
+from server.engine.gpu.memory import RING_BYTES, MemoryPlan, dense_bytes, no_memory_left, scratch_bytes
 from server.engine.gpu.ops import GpuOps
 from server.engine.kv_cache import PAGE_SIZE, KVCache, bytes_per_token, resolve_cache_type
 from server.engine.models.config import HParams
@@ -78,9 +78,7 @@ def load_model(
         weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
     except torch.OutOfMemoryError as error:
         ops.close()
-        raise DeviceError(
-            f"The GPU has no memory left for the model ({str(error).split('. ')[0]}). Lower --cache_lens or --prefill_chunk, or use --device cpu."
-        ) from error
+        raise no_memory_left("for the model", error) from error
     except BaseException:
         ops.close()
         raise

@@ -22,12 +22,19 @@ LLAMA_PARTS = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_no
 QWEN3_PARTS = (*LLAMA_PARTS, "attn_q_norm", "attn_k_norm")
 INTERLEAVED_ROPE = frozenset({"llama"})  # architectures whose GGUF rows of q and k are in the order of interleaved rope
 
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
 def block(layer: int, part: str) -> str:
     """The name of a block's weight: block(3, "attn_q") is "blk.3.attn_q.weight"."""
     return f"blk.{layer}.{part}.weight"
+
+
+def block_of(name: str) -> int | None:
+    """The block that a tensor belongs to; None for those of no block."""
+    found = _BLOCK.match(name)
+    return int(found[1]) if found else None
 
 
 def hf_to_gguf(arch: str, name: str, rows: NDArray[np.generic], heads: int, kv_heads: int) -> tuple[str, NDArray[np.generic]]:

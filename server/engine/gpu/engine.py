@@ -15,6 +15,7 @@ from torch import Tensor
 
 from server.engine.engine import WARM_UP, LocalEngine
 from server.engine.gpu.flags import open_flags
+from server.engine.gpu.memory import no_memory_left
 from server.engine.gpu.meter import open_meter
 from server.engine.gpu.ops import GpuOps
 from server.engine.gpu.sampler import GpuSampler
@@ -45,7 +46,16 @@ class GpuEngine(LocalEngine):
         self._done = torch.cuda.Event(blocking=True) if ops.device.type == "cuda" else None  # to wait for it costs no CPU
 
     def start(self) -> None:
-        """As LocalEngine.start; kernels are compiled by it, the roads of a prompt's experts are measured, and then the step is captured."""
+        """As LocalEngine.start; kernels are compiled by it, the roads of a prompt's experts are measured, and then the step is captured.
+
+        Raises DeviceError where the GPU's memory does not do.
+        """
+        try:
+            self._start()
+        except torch.OutOfMemoryError as error:
+            raise no_memory_left("to work in", error) from error
+
+    def _start(self) -> None:
         if self._gpu.device.type == "cuda":
             torch.cuda.set_device(self._gpu.device)
         self._compile()

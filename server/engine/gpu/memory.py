@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+from gguf.constants import GGMLQuantizationType
+
 from server.engine.gguf.header import TensorInfo
-from server.engine.gguf.names import OUTPUT, TOKEN_EMBD
+from server.engine.gguf.names import OUTPUT, TOKEN_EMBD, block_of
 from server.engine.kernels import attention_plan
+from server.engine.kernels.formats import FORMATS
 from server.engine.models.config import HParams
 from server.errors import DeviceError
 
 OPENED_BYTES = 64 << 20  # of bfloat16 weights that are opened at a time
 RING_BYTES = 1 << 30  # of experts on their way to the GPU, and opened there
+KEPT = frozenset({GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16, *FORMATS})  # types that are on the GPU as they are in RAM
 KERNELS_BYTES = 256 << 20  # what compiled kernels, cuBLAS and the allocator's roundings take beside
 
 
@@ -41,6 +47,14 @@ class MemoryPlan:
         return f"{_gb(self.total)} ({_gb(self.weights)} of weights, {_gb(self.cache)} of KV cache, {_gb(self.scratch + self.ring)} to work in)"
 
 
+def no_memory_left(use: str, error: torch.OutOfMemoryError) -> DeviceError:
+    """What to say where it ran out before anything was served, as when another program takes what was free when the plan was made."""
+    return DeviceError(
+        f"The GPU has no memory left {use} ({str(error).split('. ')[0]}). "
+        "Lower --cache_lens or --prefill_chunk, close what else uses the GPU, or use --device cpu."
+    )
+
+
 def dense_bytes(tensors: Mapping[str, TensorInfo], hparams: HParams) -> int:
     """Bytes of the tensors that go to the GPU: all but routed experts, the embedding (unless it is the head as well), and blocks that are not used."""
     tied = OUTPUT not in tensors
@@ -50,18 +64,18 @@ def dense_bytes(tensors: Mapping[str, TensorInfo], hparams: HParams) -> int:
 def _is_dense(name: str, tied: bool, layers: int) -> bool:
     if name == TOKEN_EMBD:
         return tied
-    parts = name.split(".")
-    beyond = parts[0] == "blk" and int(parts[1]) >= layers
-    return not beyond and "_exps." not in name
+    return (block_of(name) or 0) < layers and "_exps." not in name
 
 
 def _device_bytes(info: TensorInfo, hparams: HParams) -> int:
-    """As in the file, but for the joined expansion of old latent files, whose key half becomes F16 (models/deepseek2.py)."""
+    """As in the file, but for types that have rows only, which are opened to bfloat16, and for the joined expansion of old latent files, whose key half
+    becomes F16 (models/deepseek2.py)."""
+    values = math.prod(info.shape)
+    nbytes = info.nbytes if info.type_id in KEPT else 2 * values
     if not info.name.endswith("attn_kv_b.weight") or hparams.latent is None:
-        return info.nbytes
+        return nbytes
     nope, v_dim = hparams.latent.nope_dim, hparams.latent.v_dim
-    values = info.shape[0] * info.shape[1]
-    return info.nbytes * v_dim // (nope + v_dim) + 2 * values * nope // (nope + v_dim)
+    return nbytes * v_dim // (nope + v_dim) + 2 * values * nope // (nope + v_dim)
 
 
 def scratch_bytes(hparams: HParams, vocab_size: int, chunk: int) -> int:

@@ -21,7 +21,7 @@ from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
 from server.engine.gpu.matrix import DeviceMatrix
-from server.engine.gpu.memory import OPENED_BYTES, RING_BYTES
+from server.engine.gpu.memory import OPENED_BYTES, RING_BYTES, no_memory_left
 from server.engine.gpu.place import Place
 from server.engine.gpu.prefill import PrefillExperts
 from server.engine.gpu.sections import ExpertWeights
@@ -30,7 +30,6 @@ from server.engine.gpu.threads import CPUS, executor
 from server.engine.kernels import Kernels
 from server.engine.native import NativeOps, packed_bytes
 from server.engine.ops import KVPages, LatentPages, Norm, Rotation, Routing, Span
-from server.errors import DeviceError
 
 if TYPE_CHECKING:
     from server.config import Prefill
@@ -103,10 +102,7 @@ class GpuOps:
         try:
             matrix.device = self._moved(matrix)
         except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"The GPU has no memory left for the weights ({error}). "
-                "Lower --cache_lens or --prefill_chunk, close what else uses the GPU, or use --device cpu."
-            ) from error
+            raise no_memory_left("for the weights", error) from error
         matrix.native = matrix.data = None
 
     def _moved(self, matrix: HybridMatrix) -> DeviceMatrix:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as T
 
 from server.config import EngineConfig
 from server.engine.gguf.header import TensorInfo
@@ -14,14 +16,17 @@ from server.engine.gguf.mix import mix_named
 from server.engine.gguf.quants import row_bytes
 from server.engine.gguf.reader import GGUFFile
 from server.engine.gguf.synth import plan, synthetic_metadata
+from server.engine.gpu.engine import GpuEngine
 from server.engine.gpu.memory import RING_BYTES, MemoryPlan, dense_bytes, scratch_bytes
 from server.engine.gpu.ops import GpuOps
 from server.engine.kv_cache import bytes_per_token
 from server.engine.loader import load_model
 from server.engine.models.config import HParams
 from server.engine.models.shapes import shape_named
+from server.engine.weights import Weights
 from server.errors import DeviceError
 from tests.engine.gpu.test_engine import open_engine
+from tests.engine.test_models import wide
 from tests.engine.tiny_models import write_tiny
 
 GB = 10**9
@@ -61,6 +66,41 @@ def test_experts_and_the_embedding_stay_in_ram() -> None:
     assert dense_bytes(tied, hparams) == on_gpu - tensors["output.weight"].nbytes + tensors["token_embd.weight"].nbytes
     beyond = replace(tensors["blk.1.attn_norm.weight"], name="blk.27.attn_norm.weight")  # a block for multi-token prediction
     assert dense_bytes({**tensors, beyond.name: beyond}, hparams) == on_gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "joined"),
+    [("llama", T.F16, False), ("llama", T.Q4_K, False), ("llama", T.IQ2_XXS, False), ("deepseek-v3", T.Q8_0, True), ("deepseek-v3", T.IQ3_S, True)],
+    ids=str,
+)
+def test_the_plan_is_what_the_weights_take(name: str, kind: T, joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types without a tile order are opened on the GPU, and take many times their bytes in the file."""
+    kept: list[int] = []
+    moved, vector = GpuOps._moved, Weights.vector
+
+    def noted_matrix(ops: GpuOps, matrix: Any) -> Any:
+        on_device = moved(ops, matrix)
+        kept.append(on_device.data.nbytes)
+        return on_device
+
+    def noted_vector(weights: Weights, *where: Any) -> torch.Tensor:
+        values = vector(weights, *where)
+        kept.append(values.nbytes)
+        return values
+
+    monkeypatch.setattr(GpuOps, "_moved", noted_matrix)
+    monkeypatch.setattr(Weights, "vector", noted_vector)
+    write_tiny(tmp_path / "m.gguf", name, quant=lambda _: kind, joined_kv_b=joined, **wide(name))
+    open_engine(tmp_path / "m.gguf").close()
+    file = GGUFFile.open(tmp_path / "m.gguf")
+    assert dense_bytes(file.tensors, HParams.from_metadata(file.metadata)) == sum(kept)
+
+
+def test_a_tensor_of_an_odd_name_is_no_trouble_here() -> None:
+    """Whether a file may hold it is said where the model is built."""
+    odd = {name: TensorInfo(name, (4,), T.F32, 0, 16) for name in ("blk", "blk.", "blk.x.ffn_up.weight", "blk.99.ffn_up.weight")}
+    hparams = HParams.from_metadata(synthetic_metadata("v2-lite", shape_named("v2-lite"), mix_named("q4_k_m")))
+    assert dense_bytes(odd, hparams) == 3 * 16
 
 
 def test_scratch_does_not_grow_with_the_context() -> None:
@@ -107,4 +147,15 @@ def test_memory_that_runs_out_while_weights_are_laid_out_is_a_sentence(tmp_path:
     write_tiny(tmp_path / "m.gguf", "deepseek-v3")
     monkeypatch.setattr(GpuOps, "_moved", fail)
     with pytest.raises(DeviceError, match=r"no memory left for the weights \(CUDA out of memory.*Lower --cache_lens or --prefill_chunk"):
+        open_engine(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("where", ["_compile", "_hidden"])
+def test_memory_that_runs_out_in_the_first_steps_is_a_sentence(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3")
+    monkeypatch.setattr(GpuEngine, where, fail)
+    with pytest.raises(DeviceError, match=r"no memory left to work in \(CUDA out of memory\)\. Lower --cache_lens or --prefill_chunk"):
         open_engine(tmp_path / "m.gguf")
