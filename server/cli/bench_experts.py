@@ -14,7 +14,8 @@ from gguf.constants import GGMLQuantizationType
 
 from server.cli.contents import size
 from server.cli.flags import config_of
-from server.cli.machine import available_memory, cpu_name, version
+from server.cli.machine import cpu_name, version
+from server.engine.limits import available_memory
 from server.engine.models.shapes import SHAPES
 from server.errors import ConfigError, DeviceError
 

@@ -24,12 +24,6 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def available_memory() -> int:
-    """Bytes that programs can still get without swapping, as the kernel estimates it."""
-    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
-
-
 def gpu_nodes() -> int:
     """NVIDIA GPUs that the kernel shows us. A device file costs nothing to look at, and a CPU build of torch would not see the GPU."""
     return sum(name.removeprefix("nvidia").isdecimal() for name in os.listdir("/dev"))

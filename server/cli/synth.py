@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from server.cli.contents import mix, size
 from server.cli.flags import config_of
-from server.cli.machine import available_memory
 from server.config import EngineConfig
+from server.engine.limits import available_memory
 from server.engine.models.shapes import Shape, shape_named
 from server.errors import ConfigError, DeviceError, ModelNotFound
 

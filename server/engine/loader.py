@@ -19,12 +19,14 @@ from server.engine.gpu.engine import GpuEngine
 from server.engine.gpu.memory import RING_BYTES, MemoryPlan, dense_bytes, no_memory_left, scratch_bytes
 from server.engine.gpu.ops import GpuOps
 from server.engine.kv_cache import PAGE_SIZE, KVCache, bytes_per_token, resolve_cache_type
+from server.engine.limits import cpus_allowed
 from server.engine.models.config import HParams
 from server.engine.models.hf_config import overridden
 from server.engine.models.registry import family
 from server.engine.models.transformer import Transformer
-from server.engine.native import NativeOps, cpus_allowed, open_ops
+from server.engine.native import NativeOps, open_ops
 from server.engine.ops import Ops
+from server.engine.ram import check_ram, laid_out_bytes
 from server.engine.weights import Weights
 from server.errors import ConfigError, DeviceError, ModelError, ModelNotFound
 
@@ -75,6 +77,7 @@ def load_model(
         model = _build(file, hparams, weights, model_ops)
         cache = KVCache.allocate(hparams, cache_lens, cache_type, ops.device)
         native.check_nodes()
+        check_ram(laid_out_bytes(file.tensors, hparams.layers, on_gpu=gpu is not None))
         weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
     except torch.OutOfMemoryError as error:
         ops.close()

@@ -16,13 +16,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from server.engine.limits import cpus_allowed
 from server.engine.numa import Node, Spread, nodes_here, seats
 from server.engine.ops import KVPages, LatentPages, Norm, Rotation, Routing, Span
 from server.errors import DeviceError
@@ -224,7 +224,7 @@ class NativeOps:
         assert _holds(weights, n * top_k)
         assert _holds(out, n * down.rows)
         self.pool.experts(gate, up, down, self._at(x), n, self._at(ids), self._at(weights), top_k, self._at(out), accumulate)
-        return _done
+        return lambda: None  # it is there already
 
     def sigmoid(self, x: Tensor) -> None:
         """1 / (1 + exp(-x)), in place."""
@@ -346,43 +346,6 @@ def supported_types() -> frozenset[int]:
     return frozenset(_module().supported_types())
 
 
-def cpus_allowed() -> list[int]:
-    """The CPUs that this process may use: its affinity, cut to the CPU quota of its cgroups.
-
-    A quota is rounded down, to one at least: a pool that runs over it is stopped as a whole until the next period.
-    """
-    cpus = sorted(os.sched_getaffinity(0))
-    quotas = [quota for directory in _cgroup_directories() if (quota := cgroup_quota(directory)) is not None]
-    return cpus[: max(1, int(min(quotas, default=len(cpus))))]
-
-
-def cgroup_quota(directory: Path) -> float | None:
-    """CPUs' worth of time that one cgroup directory grants: cpu.max (v2) or cpu.cfs_quota_us (v1); None without a limit."""
-    try:
-        if (directory / "cpu.max").exists():
-            quota, period = (directory / "cpu.max").read_text().split()
-        else:
-            quota, period = ((directory / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return int(quota) / int(period) if quota not in ("max", "-1") else None
-    except (OSError, ValueError, ZeroDivisionError):  # no such controller here
-        return None
-
-
-def _cgroup_directories(root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
-    """The directories of this process's cgroups and of those above them, any of which may set a quota."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / controllers  # v2 has no controllers in its line
-        inner = top / path.lstrip("/")
-        yield from (directory for directory in (inner, *inner.parents) if directory.is_relative_to(top))
-
-
 def _wanted_isa(module: ModuleType, precision: Precision) -> str:
     """What MOESPAN_ISA names, or "auto"; a set that the kernel refuses is told, as the next best runs slower."""
     wanted = os.environ.get("MOESPAN_ISA", "") or "auto"
@@ -406,10 +369,6 @@ def packed_bytes(matrix: Matrix) -> Tensor:
     """The bytes of a packed matrix, uint8 [nbytes]: borrowed, so the matrix must outlive them."""
     assert matrix.address, "a matrix that lies in parts"
     return torch.frombuffer((ctypes.c_uint8 * matrix.nbytes).from_address(matrix.address), dtype=torch.uint8)
-
-
-def _done() -> None:
-    """What was asked for is there already."""
 
 
 def _module() -> ModuleType:

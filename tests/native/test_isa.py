@@ -1,8 +1,7 @@
-"""Which instruction set and which CPUs are used: the best by default, a forced one if the CPU has it, and a refusal otherwise."""
+"""Which instruction set is used: the best by default, a forced one if the CPU has it, and a refusal otherwise."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from server import _native
 from server.engine import native
+from server.engine.limits import cpus_allowed
 from server.errors import DeviceError
 from tests.native.blocks import TYPES, random_weights
 from tests.native.test_pool_native import COMPILER, ROOT
@@ -133,7 +133,7 @@ def test_native_ops_runs_on_tensors() -> None:
 
 
 def test_threads_are_capped_at_the_cpus_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    cpus = len(native.cpus_allowed())
+    cpus = len(cpus_allowed())
     ops = native.open_ops(cpus + 1)
     assert ops.threads == cpus
     assert f"cpu_infer is {cpus + 1}, but only {cpus} CPUs" in caplog.text
@@ -147,41 +147,3 @@ def test_a_missing_module_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.importlib, "import_module", fail)
     with pytest.raises(DeviceError, match=r"No module named 'server._native'.*pip install"):
         native.open_ops()
-
-
-# --- CPUs --------------------------------------------------------------------
-
-
-def test_the_affinity_mask_is_heeded() -> None:
-    everything = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {max(everything)})
-        assert native.cpus_allowed() == [max(everything)]
-    finally:
-        os.sched_setaffinity(0, everything)
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "250000 100000\n"}, 2.5),
-        ({"cpu.max": "50000 100000"}, 0.5),
-        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu.cfs_quota_us": "300000\n", "cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-    ],
-)
-def test_cgroup_quota_of_both_versions(tmp_path: Path, files: dict[str, str], cpus: float | None) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert native.cgroup_quota(tmp_path) == cpus
-
-
-def test_the_smallest_quota_counts_and_one_cpu_remains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "cpu.max").write_text("50000 100000")
-    (tmp_path / "inner" / "cpu.max").write_text("800000 100000")
-    monkeypatch.setattr(native, "_cgroup_directories", lambda: iter([tmp_path / "inner", tmp_path]))
-    assert len(native.cpus_allowed()) == 1

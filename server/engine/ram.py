@@ -1,0 +1,33 @@
+"""What a model takes of RAM, told before its gigabytes are read: without that, the kernel would end the process somewhere on the way, and say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from server.engine.gguf.header import TensorInfo
+from server.engine.gguf.names import OUTPUT, TOKEN_EMBD, block_of
+from server.engine.kernels.formats import FORMATS
+from server.engine.limits import available_memory, free_swap
+from server.errors import DeviceError
+
+
+def laid_out_bytes(tensors: Mapping[str, TensorInfo], layers: int, *, on_gpu: bool) -> int:
+    """Bytes of what is laid out in memory of our own; the rest stays in the map, which the kernel can read again. With a GPU these are the experts."""
+
+    def laid_out(name: str) -> bool:
+        if name == TOKEN_EMBD:
+            return OUTPUT not in tensors and not on_gpu
+        return (block_of(name) or 0) < layers and (not on_gpu or "_exps." in name)
+
+    return sum(info.nbytes for name, info in tensors.items() if info.type_id in FORMATS and len(info.shape) > 1 and laid_out(name))
+
+
+def check_ram(needed: int) -> None:
+    """Raises DeviceError with the numbers where neither memory nor swap has room for so many bytes."""
+    available, swap = available_memory(), free_swap()
+    if needed > available + swap:
+        beside = f", and {swap / 1e9:.1f} GB of swap" if swap else ""
+        raise DeviceError(
+            f"The model's weights take {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are available{beside}. "
+            "Close other programs, or take a smaller model or quantisation."
+        )
