@@ -78,9 +78,9 @@ class TokenSampler(SamplerState):
 
         Raises EngineFailure when the logits are not finite, and RequestError when the constraint leaves nothing.
         """
-        if not math.isfinite(logits.numpy().max()):  # numpy's reductions are several times as fast as torch's, and carry a NaN through as well
-            raise not_finite()
-        token_id = self._choose(self._adjusted(logits))
+        best = _finite_best(logits)
+        adjusted = self._adjusted(logits)
+        token_id = self._choose(adjusted, best if adjusted is logits else _finite_best(adjusted))
         logprob = _logprob(logits, token_id, self.params.top_logprobs) if self.params.top_logprobs is not None else None
         self.count(token_id)
         return Drawn(token_id, logprob)
@@ -112,20 +112,19 @@ class TokenSampler(SamplerState):
         unknown = np.full(len(logits) - len(addends), -np.inf, dtype=np.float32)
         return torch.from_numpy(np.concatenate((addends, unknown)) if len(unknown) else addends).add_(logits)
 
-    def _choose(self, logits: Tensor) -> int:
+    def _choose(self, logits: Tensor, best: float) -> int:
         if self.greedy:
             return int(logits.numpy().argmax())
-        ids, weights = self._candidates(logits)
+        ids, weights = self._candidates(logits, best)
         cumulative = weights.cumsum(0)
         total = int(cumulative[-1])
         target = min(int(self.uniform() * total), total - 1)
         index = int(torch.searchsorted(cumulative, target, right=True))
         return index if ids is None else int(ids[index])
 
-    def _candidates(self, logits: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _candidates(self, logits: Tensor, best: float) -> tuple[Tensor | None, Tensor]:
         """What top_k, top_p and min_p leave, in the vocabulary's order: (ids, or None for all of them; weights)."""
         p = self.params
-        best = float(logits.numpy().max())
         kept, ids = logits, None
         if 0 < p.top_k < len(logits):
             kept, ids = _at_least(logits, torch.topk(logits, p.top_k).values[-1])
@@ -151,6 +150,14 @@ class TokenSampler(SamplerState):
             if held[-1] >= needed:
                 return values[int(torch.searchsorted(held, needed))]
             width *= 8
+
+
+def _finite_best(logits: Tensor) -> float:
+    """The largest logit. Raises EngineFailure where it is not finite."""
+    best = float(logits.numpy().max())  # numpy's reductions are several times as fast as torch's, and carry a NaN through as well
+    if not math.isfinite(best):
+        raise not_finite()
+    return best
 
 
 def not_finite() -> EngineFailure:

@@ -60,7 +60,7 @@ def test_truncation_keeps_exactly_these(params: SamplingParams, expected: set[in
 @pytest.mark.parametrize(("top_p", "min_p"), [(0.5, 0.0), (0.9, 0.0), (0.999, 0.0), (1.0, 0.001), (0.95, 0.01)])
 def test_wide_vocabulary_needs_no_full_sort_but_equals_it(top_p: float, min_p: float) -> None:
     sampler = TokenSampler(SamplingParams(top_p=top_p, min_p=min_p, seed=1), ())
-    ids, _ = sampler._candidates(WIDE)
+    ids, _ = sampler._candidates(WIDE, float(WIDE.max()))
     assert ids is not None
     p, order = WIDE.double().softmax(0).sort(descending=True)
     keep = int((p.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(p)
@@ -154,3 +154,10 @@ def test_logprobs_do_not_see_the_constraint() -> None:
 def test_damaged_logits_are_an_error_not_a_token(bad: float) -> None:
     with pytest.raises(EngineFailure, match="not finite"):
         draws(SamplingParams(), 1, torch.tensor([1.0, bad, 0.0]))
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_p=0.5), SamplingParams(top_k=2, min_p=0.1)], ids=str)
+def test_where_no_token_is_left_none_is_drawn(params: SamplingParams) -> None:
+    """As under a mask that allows nothing but tokens beyond the model's."""
+    with pytest.raises(EngineFailure, match="not finite"):
+        TokenSampler(params, (), FakeMask({40}, words=2)).draw(LOGITS)

@@ -153,6 +153,14 @@ def test_damaged_logits_are_an_error_not_a_token(bad: float, params: SamplingPar
     assert draw(sampler, logits_of(1), other).token_id == TokenSampler(params, ()).draw(logits_of(1)).token_id
 
 
+@pytest.mark.parametrize("params", [PARAMS[0], PARAMS[5], PARAMS[9]], ids=str)
+def test_where_no_token_is_left_none_is_drawn(params: SamplingParams) -> None:
+    sampler, logits = gpu_sampler(), logits_of(1)
+    beyond = FakeMask({len(logits)}, words=len(logits) // 32 + 1)
+    with pytest.raises(EngineFailure, match="not finite"):
+        draw(sampler, logits, sampler.begin(params, (), beyond))
+
+
 @pytest.mark.gpu
 def test_every_way_is_recorded_and_leaves_no_trace() -> None:
     sampler = gpu_sampler()
