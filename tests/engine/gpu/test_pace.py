@@ -6,13 +6,14 @@ from bisect import bisect_left
 from types import SimpleNamespace
 
 import torch
+from gguf import GGMLQuantizationType as Type
 
 from server.engine.gpu.pace import measure_pace, warm_up
 from server.engine.gpu.roads import Load, Roads
 from server.engine.gpu.stream import StreamedExperts
 from server.engine.kernels.plain_grouped import TILE_MEANS, Runs
 from server.engine.native import open_ops
-from tests.engine.gpu.test_stream import CPU, TWINS, Type, make_layer
+from tests.engine.gpu.expert_layers import CPU, TWINS, make_layer
 
 
 def test_a_pace_is_measured() -> None:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Type
 
 from server.engine.gpu.prefill import PrefillExperts
 from server.engine.gpu.roads import Mode
 from server.engine.gpu.staging import Staging
 from server.engine.kernels import plain_kernels
-from server.engine.native import NativeOps, open_ops
-from tests.engine.gpu.test_stream import CPU, Layer, check, make_chunk, make_layer
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[NativeOps]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    ops = open_ops(1)
-    yield ops
-    ops.close()
-    torch.set_num_threads(threads)
+from server.engine.native import NativeOps
+from tests.engine.gpu.expert_layers import CPU, Layer, check, make_chunk, make_layer
 
 
 def prefill_of(native: NativeOps, mode: Mode, layers: list[Layer], ring_bytes: int = 1 << 24) -> PrefillExperts:
