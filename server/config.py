@@ -46,7 +46,7 @@ class EngineConfig:
     cache_type: CacheType = "auto"  # how the KV cache is stored; auto: bf16 on a GPU, f16 on the CPU
     prefill_chunk: int | None = None  # the most prompt tokens in one step; None: 2048 on a GPU, 512 on the CPU
     experts_per_token: int | None = None  # fewer routed experts than the model's own; None: its own
-    prefill_precision: Precision = "auto"  # of activations that meet quantised weights, many at once; auto: bf16 on AMX, int8 elsewhere
+    prefill_precision: Precision = "auto"  # of activations where many tokens meet weights; auto: bf16 on AMX, int8 elsewhere
     prefill: Prefill = "auto"  # where a prompt's routed experts are computed with a GPU; auto: as measured at start, by the number of tokens
     device: Device = "auto"  # of everything but the routed experts; auto: the GPU where there is one with room for it
 

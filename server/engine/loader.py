@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,38 +66,51 @@ def load_model(
     cache_lens = resolve_cache_lens(config.cache_lens, hparams.context)
     hparams = replace(hparams, context=-(-cache_lens // PAGE_SIZE) * PAGE_SIZE)  # positions that a step can have
     gpu = _gpu_with_room(file, hparams, config)
-    chunk = config.prefill_chunk or (CPU_CHUNK if gpu is None else GPU_CHUNK)
-    cache_type = resolve_cache_type(config.cache_type, gpu is not None)
     native = open_ops(_threads(config.cpu_infer, gpu), config.numa, precision=config.prefill_precision)
-    ops: NativeOps | GpuOps = native
-    try:
-        if gpu is not None:
-            ops = GpuOps(native, gpu, kernels_for(gpu), hparams.context // PAGE_SIZE, config.prefill)
-        model_ops = ops if wrap is None else wrap(ops)
-        weights = Weights(file, model_ops)
-        model = _build(file, hparams, weights, model_ops)
-        cache = KVCache.allocate(hparams, cache_lens, cache_type, ops.device)
-        native.check_nodes()
-        check_ram(laid_out_bytes(file.tensors, hparams.layers, on_gpu=gpu is not None))
-        weights.lay_out(progress or (lambda *_: None))  # last: a file that cannot be used is refused before its gigabytes are read
-    except torch.OutOfMemoryError as error:
-        ops.close()
-        raise no_memory_left("for the model", error) from error
-    except BaseException:
-        ops.close()
-        raise
-    engine = GpuEngine(model, cache, ops, chunk, wrap is None) if isinstance(ops, GpuOps) else LocalEngine(model, cache, native, chunk, wrap is None)
+    with _closed_on_failure(native):
+        ops = native if gpu is None else GpuOps(native, gpu, kernels_for(gpu), hparams.context // PAGE_SIZE, config.prefill)
+        engine = _engine(file, hparams, config, ops, wrap, progress)
+    cache_type = resolve_cache_type(config.cache_type, gpu is not None)
     return LoadedModel(
         engine=engine,
         name=str(file.metadata.get("general.name") or file.name),
         cache_lens=cache_lens,
-        cache_bytes=cache.nbytes,
+        cache_bytes=bytes_per_token(hparams, cache_type) * hparams.context,
         cache_type=cache_type,
         device="cpu" if gpu is None else torch.cuda.get_device_name(gpu),
         threads=native.threads,
         isa=native.isa,
         experts_per_token=hparams.moe.top_k if hparams.moe else 0,
     )
+
+
+@contextmanager
+def _closed_on_failure(native: NativeOps) -> Iterator[None]:
+    """What fails within ends the pool's threads; a GPU without memory is a DeviceError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        native.close()
+        raise no_memory_left("for the model", error) from error
+    except BaseException:
+        native.close()
+        raise
+
+
+def _engine(
+    file: GGUFFile, hparams: HParams, config: EngineConfig, ops: NativeOps | GpuOps, wrap: Callable[[Ops], Ops] | None, progress: Progress | None
+) -> LocalEngine:
+    """The weights are read last: a file that cannot be used is refused before its gigabytes are."""
+    native, on_gpu = (ops.native, True) if isinstance(ops, GpuOps) else (ops, False)
+    model_ops = ops if wrap is None else wrap(ops)
+    weights = Weights(file, model_ops)
+    model = _build(file, hparams, weights, model_ops)
+    cache = KVCache.allocate(hparams, hparams.context, resolve_cache_type(config.cache_type, on_gpu), ops.device)
+    native.check_nodes()
+    check_ram(laid_out_bytes(file.tensors, hparams.layers, on_gpu=on_gpu))
+    weights.lay_out(progress or (lambda *_: None))
+    chunk = config.prefill_chunk or (GPU_CHUNK if on_gpu else CPU_CHUNK)
+    return GpuEngine(model, cache, ops, chunk, wrap is None) if isinstance(ops, GpuOps) else LocalEngine(model, cache, ops, chunk, wrap is None)
 
 
 def _gpu_with_room(file: GGUFFile, hparams: HParams, config: EngineConfig) -> torch.device | None:

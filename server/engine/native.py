@@ -176,7 +176,7 @@ class NativeOps:
     def linear(
         self, matrices: Sequence[Matrix], x: Tensor, outs: Sequence[Tensor], accumulate: bool = False, norm: Norm | None = None, biases: Sequence[Tensor] = ()
     ) -> None:
-        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T (+ biases[i]); the input is rounded to int8 once where some matrix is quantised."""
+        """outs[i] [n, rows_i] (+)= norm(x) [n, cols] @ matrices[i].T (+ biases[i]); the input is rounded once for all matrices, as each type wants it."""
         cols = matrices[0].cols
         n = x.numel() // cols
         assert _holds(x, n * cols)
@@ -317,7 +317,7 @@ def open_ops(cpu_infer: int | None = None, numa: Numa = "off", nodes: Sequence[N
     """A pool of `cpu_infer` pinned threads: None for one on each CPU that there is; more than that are capped with a warning.
 
     The instruction set is the best that the CPU has, or what MOESPAN_ISA names. `numa`: how experts are spread over nodes of memory (engine/numa.py); `nodes`
-    takes the place of the machine's. `precision`: of activations when many tokens meet quantised weights. Raises DeviceError or ConfigError with a sentence.
+    takes the place of the machine's. `precision`: of activations, as `prefill_precision` says. Raises DeviceError or ConfigError with a sentence.
     """
     module = _module()
     cpus = cpus_allowed()
@@ -335,7 +335,7 @@ def open_ops(cpu_infer: int | None = None, numa: Numa = "off", nodes: Sequence[N
 
 
 def prefill_precision(wanted: Precision = "auto") -> str:
-    """What activations are rounded to here when many tokens meet quantised weights: "bf16" or "int8". Raises DeviceError where `wanted` cannot be."""
+    """What activations are rounded to here where many tokens meet weights: "bf16" or "int8". Raises DeviceError where `wanted` cannot be."""
     module = _module()
     isa = _wanted_isa(module, wanted)
     return "bf16" if (module.available_isas()[0] if isa == "auto" else isa) in _BF16_ISAS else "int8"
