@@ -98,10 +98,17 @@ class GpuEngine(LocalEngine):
             ) from error
 
     def _step(self, step: Step) -> Drawn | None:
+        try:
+            self._enqueue(step)
+        finally:  # whatever failed, the next step must find the GPU at rest, and nobody reading what it is going to write
+            self._wait()
+        return self._sampler.result() if step.sampler is not None else None
+
+    def _enqueue(self, step: Step) -> None:
+        """All of the step but the wait for its end."""
         if step.sampler is None:
             self._hidden(step)
-            self._wait()
-            return None
+            return
         assert isinstance(step.sampler, SamplerState)
         captured = self._graph if len(step.token_ids) == 1 else None
         if captured is None:
@@ -109,11 +116,7 @@ class GpuEngine(LocalEngine):
         else:
             logits = captured.launch(step.token_ids[0], step.start, step.pages)
             captured.finish()
-        try:
-            self._sampler.enqueue(logits, step.sampler)  # while the GPU is at the head: before `finish` it would keep the pool waiting
-        finally:  # a constraint may raise, and the next step must find the GPU at rest
-            self._wait()
-        return self._sampler.result()
+        self._sampler.enqueue(logits, step.sampler)  # while the GPU is at the head: before `finish` it would keep the pool waiting
 
     @torch.inference_mode()
     def logits(self, step: Step) -> Tensor:

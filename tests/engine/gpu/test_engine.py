@@ -166,6 +166,22 @@ def test_a_gpu_without_memory_costs_one_step(pair: tuple[LocalEngine, GpuEngine]
     gpu.step(step)
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_the_gpu_is_at_rest_behind_whatever_failed(pair: tuple[LocalEngine, GpuEngine], monkeypatch: pytest.MonkeyPatch, draws: bool) -> None:
+    """Copies that were on their way would meet what the next step writes."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a thread of the pool has died")
+
+    gpu, waits = pair[1], []
+    step = Step((1, 2, 3), 0, PAGES, gpu.new_sampler(GREEDY, ()) if draws else None)
+    monkeypatch.setattr(gpu, "_hidden", fail)
+    monkeypatch.setattr(gpu, "_wait", lambda: waits.append(step))
+    with pytest.raises(RuntimeError, match="has died"):
+        gpu.step(step)
+    assert waits == [step]
+
+
 @pytest.fixture(params=["driver", "kernels"])
 def flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways in which a captured step raises flags and waits for them."""
