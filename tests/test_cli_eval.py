@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,6 @@ from server.cli import eval_tables, main
 from tests.engine.tiny_models import write_tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 6  # 270 bytes
-
-
-@pytest.fixture(autouse=True)
-def _affinity() -> Iterator[None]:
-    """An engine that starts pins the thread that drives it: here the test's."""
-    cpus = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, cpus)
 
 
 @pytest.fixture(scope="module")

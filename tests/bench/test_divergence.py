@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -186,14 +185,6 @@ def test_a_digest_is_of_tokens_and_places() -> None:
 
 
 # --- Scoring -----------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _affinity() -> Iterator[None]:
-    """An engine that starts pins the thread that drives it: here the test's."""
-    cpus = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, cpus)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ DEEPSEEK = {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 
 QWEN = {"factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
 KIMI = {"factor": 32.0, "original_max_position_embeddings": 4096, "beta_fast": 1.0, "beta_slow": 1.0, "rope_theta": 5e4, "mscale": 1.0, "mscale_all_dim": 1.0}
 
+TURNS_LITTLE = {"factor": 4.0, "original_max_position_embeddings": 131072}  # each pair more than once: the ramp ends behind the last one
+
 
 @pytest.fixture(scope="module")
 def ops() -> Iterator[NativeOps]:
@@ -29,7 +32,7 @@ def ops() -> Iterator[NativeOps]:
     ops.close()
 
 
-@pytest.mark.parametrize("rope", [DEEPSEEK, QWEN, KIMI, {"factor": 8.0, "original_max_position_embeddings": 32}])
+@pytest.mark.parametrize("rope", [DEEPSEEK, QWEN, KIMI, TURNS_LITTLE, {"factor": 8.0, "original_max_position_embeddings": 32}])
 @pytest.mark.parametrize("dim", [16, 64, 128])
 def test_yarn_turns_as_in_transformers(rope: dict[str, float], dim: int) -> None:
     base, factor = rope.get("rope_theta", 1e4), rope["factor"]
@@ -47,6 +50,16 @@ def test_yarn_turns_as_in_transformers(rope: dict[str, float], dim: int) -> None
     assert attention_factor == pytest.approx(yarn.attention_factor)
     # float32 frequencies there: 2^-24 of an angle of up to 3
     torch.testing.assert_close(table.double(), attention_factor * torch.stack((angles.cos(), angles.sin()), -1), atol=4e-7, rtol=0)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_angles_far_out_are_exact(interleaved: bool) -> None:
+    """To the rounding of cos and sin themselves: in float32 an angle of 130,000 is off by 0.004."""
+    positions, dim, base = 131072, 8, 1e4
+    table = rotation(dim, base, positions, interleaved=interleaved).table
+    for position in (1, 4095, 99_999, 131_071):
+        expected = [(math.cos(position * base ** (-2 * i / dim)), math.sin(position * base ** (-2 * i / dim))) for i in range(dim // 2)]
+        torch.testing.assert_close(table[position].double(), torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=0)
 
 
 SHORT = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}

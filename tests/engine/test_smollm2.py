@@ -12,12 +12,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from server.config import EngineConfig
 from server.engine.engine import LocalEngine
+from server.engine.gguf.names import gguf_name
+from server.engine.gguf.quants import dequantize
 from server.engine.gguf.reader import GGUFFile
 from server.engine.loader import LoadedModel, load_model
 from server.engine.protocol import Step
@@ -48,13 +51,29 @@ def prompt() -> list[int]:
 @pytest.fixture(scope="module")
 def reference(prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     """transformers' greedy continuation of 64 tokens and the logits that chose each, on the dequantised weights in float32."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(FILE.parent), gguf_file=FILE.name, dtype=torch.float32)
-    out = model.generate(
+    out = in_transformers().generate(
         torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, output_logits=True, return_dict_in_generate=True, pad_token_id=0
     )
     return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)
+
+
+def in_transformers() -> Any:
+    """The model of the public config.json with the file's weights, float32. (transformers reads such a file too, in half a minute.)"""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        max_position_embeddings=8192, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 100_000.0}, tie_word_embeddings=True,
+    )  # fmt: skip
+    file, model = GGUFFile.open(FILE), LlamaForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            info = file.tensors[gguf_name("llama", name)]
+            values = torch.from_numpy(dequantize(file.data(info.name), info.type_id, info.shape).copy())
+            if name.endswith(("q_proj.weight", "k_proj.weight")):  # pairs stand side by side in the file
+                values = values.view(-1, 32, 2, 576).transpose(1, 2).reshape(values.shape)
+            parameter.copy_(values)
+    return model
 
 
 def logits_along(engine: LocalEngine, prompt: list[int], reply: list[int]) -> torch.Tensor:

@@ -80,6 +80,16 @@ def test_the_end_of_the_cache_ends_with_length(prompt: int) -> None:
     assert run(policy, 1) == (FinishReason.LENGTH, 64 - prompt)
 
 
+@pytest.mark.parametrize(("prompt", "max_tokens", "pages"), [(10, 6, 1), (10, 7, 1), (10, 8, 2), (16, 1, 1), (16, 2, 2), (33, 1000, 4)])
+def test_a_sequence_gets_the_pages_that_it_can_need_and_no_more(prompt: int, max_tokens: int, pages: int) -> None:
+    """The last token drawn never enters the cache."""
+    policy = scheduler(cache_lens=64)
+    policy.add(request(prompt, max_tokens))
+    sequence = policy.admit()
+    assert sequence is not None
+    assert len(sequence.pages) == policy.pages.used == pages
+
+
 def test_one_runs_and_the_rest_wait_in_order() -> None:
     policy = scheduler()
     for name in "abc":

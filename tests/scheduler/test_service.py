@@ -172,6 +172,18 @@ def test_the_queue_is_bounded_and_its_places_come_back() -> None:
         assert bytes(ids(listener.to_end())) == b"hello"
 
 
+def test_who_hears_the_end_may_come_back_at_once() -> None:
+    with serving(FakeEngine(), max_queue=0) as service:
+        second = Listener()
+
+        def again(event: TokenEvent) -> None:
+            if event.finish_reason is not None:
+                service.submit(request(name="second"), second)
+
+        service.submit(request(name="first"), again)
+        assert bytes(ids(second.to_end())) == b"hello"
+
+
 def test_without_a_queue_one_request_runs() -> None:
     with serving(FakeEngine(step_s=0.001), max_queue=0) as service:
         service.submit(request(name="a"), listener := Listener())
