@@ -147,8 +147,8 @@ class TokenSampler(SamplerState):
         while True:
             values = torch.topk(logits, min(width, len(logits))).values
             held = self._weights(values, best).cumsum(0)
-            if held[-1] >= needed:
-                return values[int(torch.searchsorted(held, needed))]
+            if held[-1] >= needed or width >= len(logits):
+                return values[min(int(torch.searchsorted(held, needed)), len(values) - 1)]
             width *= 8
 
 

@@ -116,6 +116,28 @@ def test_slots_are_filled_and_released_in_turn(native: NativeOps) -> None:
             check(chunk[3], wanted, before)
 
 
+class CountingLane(PlainLane):
+    """Counts how often copies are held back behind all that was launched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def wait(self) -> None:
+        self.waits += 1
+
+
+@pytest.mark.parametrize(("kinds", "waits"), [([Type.Q8_0], 1), ([Type.Q8_0, Type.Q8_0], 1), ([Type.Q8_0, Type.Q4_0, Type.Q8_0], 3)], ids=str)
+def test_copies_wait_where_the_ring_is_cut_anew(native: NativeOps, kinds: list[Type], waits: int) -> None:
+    """A slot of the new cut lies where slots of the old one are still read."""
+    experts = StreamedExperts(TWINS, CPU, 1 << 24)
+    experts._lane = experts._streamer.lane = lane = CountingLane()
+    for kind in kinds:
+        layer = make_layer(native, (Type.Q4_0, kind))
+        experts.run(layer.weights, *make_chunk(layer, 9, 2))
+    assert lane.waits == waits
+
+
 def test_experts_that_were_fetched_in_vain(native: NativeOps) -> None:
     """Nobody chooses them after all, or so many that they do not fit as a group; or another layer comes."""
     a, b = (make_layer(native, (Type.Q4_0, Type.Q8_0), count=40, seed=seed) for seed in range(2))
