@@ -73,6 +73,16 @@ def test_cache_lens_is_the_smaller_of_8192_and_the_context_and_never_beyond_it(t
         load(GGUFFile.open(tmp_path / "short.gguf"), cache_lens=513)
 
 
+def test_the_last_page_is_of_use_to_its_end(tmp_path: Path) -> None:
+    """Pages are whole, and evaluation and warm-up use them so, whatever --cache_lens is."""
+    write_tiny(tmp_path / "m.gguf", "llama")
+    loaded = load(GGUFFile.open(tmp_path / "m.gguf"), cache_lens=100)
+    assert (loaded.cache_lens, loaded.engine.num_pages) == (100, 2)
+    assert loaded.cache_bytes == 2 * 64 * (2 * 2 * 2 * 16) * 2  # pages, tokens, (layers, k and v, heads, values), half floats
+    assert loaded.engine.logits(Step(tuple(i % 96 for i in range(128)), 0, (1, 0), None)).isfinite().all()
+    loaded.engine.close()
+
+
 def test_progress_ends_with_all_of_the_tensors(tmp_path: Path) -> None:
     write_tiny(tmp_path / "m.gguf", "llama")
     seen: list[tuple[int, int]] = []
