@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +21,18 @@ def test_encodes_and_decodes_as_the_original(trained: Trained, text: str) -> Non
     assert ids == trained.original.encode(text).ids
     assert tokenizer.decode(ids) == trained.original.decode(ids, skip_special_tokens=True)
     assert tokenizer.decode(ids, skip_special=False) == text
+
+
+def test_other_threads_go_on_while_a_long_text_is_read(trained: Trained) -> None:
+    """A server's event loop is one of them."""
+    tokenizer, text = from_metadata(trained.metadata), " ".join(STRINGS) * 2000
+    with ThreadPoolExecutor(1) as pool:
+        reading, turns = pool.submit(tokenizer.encode, text), 0
+        while not reading.done():
+            turns += 1
+            time.sleep(0.001)
+    assert turns > 20  # with the library's other function: 1 or 2
+    assert reading.result() == trained.original.encode(text).ids
 
 
 @pytest.mark.parametrize("text", STRINGS)
