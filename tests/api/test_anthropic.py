@@ -102,6 +102,7 @@ def test_thinking_is_a_block_of_its_own_unless_it_is_disabled(thinking: Any, see
     ("options", "reason", "sequence", "text"),
     [
         ({"stop_sequences": ["never", "llo"]}, "stop_sequence", "llo", "u:he"),
+        ({"stop_sequences": [*(f"never {i}" for i in range(255)), "llo"]}, "stop_sequence", "llo", "u:he"),
         ({"max_tokens": 3}, "max_tokens", None, ECHO[:3]),
         ({"max_tokens": 2000}, "end_turn", None, ECHO),
     ],
@@ -114,6 +115,11 @@ def test_why_a_message_ended(client: anthropic.Anthropic, stream: bool, options:
     else:
         message = client.messages.create(**given)
     assert (message.stop_reason, message.stop_sequence, message.content[0].text) == (reason, sequence, text)
+
+
+def test_stop_sequences_are_bounded(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=r"'stop_sequences' holds 257 strings; at most 256 are possible\."):
+        ask(client, stop_sequences=["never"] * 257)
 
 
 def test_the_end_of_the_cache_has_a_reason_of_its_own() -> None:

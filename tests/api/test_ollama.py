@@ -98,6 +98,14 @@ def test_options_reach_the_sampler(server: Live, client: ollama.Client) -> None:
     assert client.chat(MODEL, USER, options={"stop": ["llo"]}).message.content == "u:he"
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_many_stop_strings(client: ollama.Client, raw: bool) -> None:
+    stops = [*(f"never {i}" for i in range(255)), "llo"]
+    assert client.generate(MODEL, "hello", raw=raw, options={"stop": stops}).response.endswith("he")
+    with pytest.raises(ollama.ResponseError, match=r"'options\.stop' holds 257 strings; at most 256 are possible\."):
+        client.generate(MODEL, "hello", raw=raw, options={"stop": [*stops, "x"]})
+
+
 def test_durations_are_nanoseconds() -> None:
     with live(FakeEngine(step_s=0.01)) as server, client_of(server) as client:
         reply = client.chat(MODEL, USER)

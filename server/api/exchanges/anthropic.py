@@ -13,7 +13,7 @@ from server.api.exchanges.base import Exchange, in_words_of, new_id
 from server.api.problems import Json
 from server.api.schemas.anthropic import Block, CountRequest, Message, MessagesRequest, TextBlock, Tool, ToolChoice
 from server.api.schemas.body import checked, read
-from server.api.schemas.openai import ChatRequest
+from server.api.schemas.openai import OthersChat
 from server.api.serving import Loaded, Serving
 from server.api.shapes.anthropic import AnthropicShape
 
@@ -35,7 +35,7 @@ def count(raw: bytes, serving: Serving, loaded: Loaded) -> int:
 
 def _prepared(written: Json, serving: Serving, loaded: Loaded, reply_id: str) -> Prepared:
     with in_words_of({"response_format": "output_config.format", "reasoning_effort": "thinking", "stop": "stop_sequences"}):
-        return convert.chat(checked(ChatRequest, written), loaded, serving.config, reply_id)
+        return convert.chat(checked(OthersChat, written), loaded, serving.config, reply_id)
 
 
 def chat(body: CountRequest) -> Json:

@@ -12,7 +12,7 @@ from server.api.problems import Json
 from server.api.schemas import ollama as schemas
 from server.api.schemas.body import checked, read
 from server.api.schemas.ollama import Asked, Call, Message, Options
-from server.api.schemas.openai import ChatRequest, CompletionRequest
+from server.api.schemas.openai import OthersChat, OthersCompletion
 from server.api.serving import Loaded, Serving
 from server.api.shapes.ollama import ChatLines, GenerateLines
 from server.errors import RequestError
@@ -54,12 +54,12 @@ def _raw(body: schemas.GenerateRequest, prompt: str, serving: Serving, loaded: L
     if "logprobs" in written:  # which are a number there
         written["logprobs"] = written.pop("top_logprobs")
     with in_words_of(_WORDS):
-        return convert.completions(checked(CompletionRequest, written), loaded, serving.config, new_id("ollama-"))[0]
+        return convert.completions(checked(OthersCompletion, written), loaded, serving.config, new_id("ollama-"))[0]
 
 
 def _prepared(written: Json, serving: Serving, loaded: Loaded) -> Prepared:
     with in_words_of(_WORDS):
-        return convert.chat(checked(ChatRequest, written), loaded, serving.config, new_id("ollama-"))
+        return convert.chat(checked(OthersChat, written), loaded, serving.config, new_id("ollama-"))
 
 
 _WORDS = {"response_format": "format", "reasoning_effort": "think", "max_tokens": "options.num_predict"}

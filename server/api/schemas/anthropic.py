@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from server.api.schemas.body import Body
-from server.api.schemas.openai import stops_of
+from server.api.schemas.openai import OthersStops
 from server.api.sentences import quoted, type_name
 
 UNSUPPORTED: dict[str, tuple[object, ...]] = {"container": (), "mcp_servers": ([],)}
@@ -132,7 +132,7 @@ class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: Annotated[list[str], PlainValidator(stops_of, json_schema_input_type=str | list[str] | None)] = Field(default_factory=list)
+    stop_sequences: OthersStops = Field(default_factory=list)
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None

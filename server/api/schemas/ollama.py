@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from server.api.schemas.body import Body
-from server.api.schemas.openai import MAX_TOP_LOGPROBS, stops_of
+from server.api.schemas.openai import MAX_TOP_LOGPROBS, OthersStops
 from server.api.sentences import quoted, type_name
 
 EFFORTS = ("low", "medium", "high")
@@ -55,7 +55,7 @@ class Options(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[str], PlainValidator(stops_of, json_schema_input_type=str | list[str] | None)] = Field(default_factory=list)
+    stop: OthersStops = Field(default_factory=list)
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     repeat_last_n: Annotated[int, Field(ge=-1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

@@ -14,6 +14,7 @@ from server.api.sentences import quoted, type_name
 from server.errors import RequestError
 
 MAX_STOPS = 4
+MAX_OTHERS_STOPS = 256  # where a protocol names no limit: each costs something for every character of the reply
 MAX_STOP_CHARS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 128
@@ -79,17 +80,25 @@ def _part_text(part: object) -> str:
     return text
 
 
-def stops_of(value: object) -> list[str]:
+def _stops_of(value: object, most: int) -> list[str]:
     """One stop string or several."""
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise ValueError("must be a string or an array of strings.")
-    if len(stops) > MAX_STOPS:
-        raise ValueError(f"holds {len(stops)} strings; at most {MAX_STOPS} are possible.")
+    if len(stops) > most:
+        raise ValueError(f"holds {len(stops)} strings; at most {most} are possible.")
     for stop in stops:
         if not 1 <= len(stop) <= MAX_STOP_CHARS:
             raise ValueError(f"holds a string of {len(stop)} characters; each must have 1 to {MAX_STOP_CHARS}.")
     return stops
+
+
+def _up_to(most: int) -> PlainValidator:
+    return PlainValidator(lambda value: _stops_of(value, most), json_schema_input_type=str | list[str] | None)
+
+
+Stops = Annotated[list[str], _up_to(MAX_STOPS)]
+OthersStops = Annotated[list[str], _up_to(MAX_OTHERS_STOPS)]  # Anthropic's and Ollama's
 
 
 def _prompts(value: object) -> list[Prompt]:
@@ -171,7 +180,7 @@ class Sampling(Formed):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None = None
-    stop: Annotated[list[str], PlainValidator(stops_of, json_schema_input_type=str | list[str] | None)] = Field(default_factory=list)
+    stop: Stops = Field(default_factory=list)
     stop_token_ids: list[int] | None = None  # each of them ends a reply too
     ignore_eos: bool | None = None  # the model's own end-of-text tokens do not
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None  # replies, drawn one after another
@@ -246,6 +255,18 @@ class CompletionRequest(Sampling):
         if self.echo and self.logprobs is not None:
             raise RequestError("'echo' is not possible with 'logprobs', since those of a prompt are not computed. Leave one of them out.", param="echo")
         return self
+
+
+class OthersChat(ChatRequest):
+    """The chat that a request of another protocol stands for, and which may have as many stop strings as that."""
+
+    stop: OthersStops = Field(default_factory=list)
+
+
+class OthersCompletion(CompletionRequest):
+    """The same for a completion."""
+
+    stop: OthersStops = Field(default_factory=list)
 
 
 class TokenizeRequest(Body):
