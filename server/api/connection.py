@@ -1,15 +1,20 @@
-"""Connections with deadlines: uvicorn's HTTP/1.1, which by itself waits for ever for a head that never ends, and for a client that never reads.
+"""Connections with deadlines, and not more than there are files for: uvicorn's HTTP/1.1, which by itself waits for ever for a head that never ends, and for a
+client that never reads.
 
 Three timers, one a direction and one for the end:
 - a head, or the rest of a body that nobody wants any more, must arrive within `read_s`. (A body that a route reads is limits.py's, which can answer.)
 - while more than the transport's high-water mark waits to be sent, some of it must leave every `write_s`.
 - what a closed connection still holds must leave within `write_s`.
+
+A connection beyond `most` gets 503 for whatever it asks first: the queue's own limit (429) is for those who were heard.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+import resource
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import h11
@@ -18,19 +23,29 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.problems import Problem, openai
 
+log = logging.getLogger(__name__)
+
+OTHERS = 1000  # connections beside those whose requests run or wait: idle ones, pages, probes
+FILES = 256  # open files that are no connections: the model's parts, logs, processes that try a grammar
+RETRY_S = 5
+EXCESS_S = 1.0  # for a connection too many to say what it wants
+
+TOO_MANY = f"The server has as many connections as it can hold. Close some, or try again in {RETRY_S} s."
 NOT_HTTP = "This is not HTTP/1.1 as the server reads it: a damaged request line or header, or a head above 16 KB. Check the client, and http against https."
 SLOW_HEAD = "The request's head did not arrive within {:g} s (--read_timeout_s)."
 
 
 class Connection(H11Protocol):
-    """One connection; `with_deadlines` makes the class that uvicorn takes."""
+    """One connection; `with_limits` makes the class that uvicorn takes."""
 
     read_s: float
     write_s: float
+    most: int
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.access_log = False  # access.py's line says more
+        self._excess = False
         self._reading = _Timer(self.loop)
         self._writing = _Timer(self.loop)
 
@@ -38,9 +53,13 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._excess = len(self.connections) > self.most
         self._watch_reading()
 
     def data_received(self, data: bytes) -> None:
+        if self._excess:  # only now: an answer to what is still on its way would be lost with it
+            self._refuse(503, TOO_MANY, {"Retry-After": str(RETRY_S)})
+            return
         super().data_received(data)
         self._watch_reading()
 
@@ -58,7 +77,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing() or not owes:
             self._reading.stop()
         elif not self._reading.runs:
-            self._reading.start(self.read_s, self._read_enough)
+            self._reading.start(EXCESS_S if self._excess else self.read_s, self._read_enough)
 
     def _read_enough(self) -> None:
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
@@ -75,9 +94,10 @@ class Connection(H11Protocol):
             self.transport.close()
             self._let_go()
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         """Answer without the application, in the shape of its errors, and close."""
-        reply = JSONResponse(openai(Problem(status, message, "invalid_request_error")), status, {"Connection": "close"})
+        kind = "service_unavailable_error" if status == 503 else "invalid_request_error"
+        reply = JSONResponse(openai(Problem(status, message, kind)), status, {"Connection": "close", **(headers or {})})
         for event in (h11.Response(status_code=status, headers=reply.raw_headers), h11.Data(data=bytes(reply.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
@@ -138,11 +158,29 @@ class _Timer:
             self._handle = None
 
 
-def with_deadlines(read_timeout_s: float, write_timeout_s: float) -> type[Connection]:
+def with_limits(read_timeout_s: float, write_timeout_s: float, most_connections: int) -> type[Connection]:
     """The class of a server's connections."""
 
-    class Timed(Connection):
+    class Limited(Connection):
         read_s = read_timeout_s
         write_s = write_timeout_s
+        most = most_connections
 
-    return Timed
+    return Limited
+
+
+def most_connections(max_queue: int) -> int:
+    """How many connections there may be at once: one for each request that runs or waits, and OTHERS, if the process may open as many files.
+
+    Its soft limit is raised as far as that needs; where the hard one forbids it, the log says what remains.
+    """
+    wanted = 1 + max_queue + OTHERS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Linux has no "unlimited" for it
+    most = max(1, min(wanted, hard - FILES))
+    if soft < most + FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most + FILES, hard), hard))
+    if most < wanted:
+        log.warning(
+            "This process may open %d files, so at most %d clients can be connected at once: raise the limit (ulimit -n %d).", hard, most, wanted + FILES
+        )
+    return most

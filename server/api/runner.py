@@ -22,7 +22,7 @@ from prometheus_client import start_http_server
 from sse_starlette.sse import AppStatus
 
 from server.api.app import create_app
-from server.api.connection import with_deadlines
+from server.api.connection import most_connections, with_limits
 from server.api.serving import Loaded, Serving
 from server.config import ApiConfig
 from server.errors import ConfigError, DeviceError
@@ -158,7 +158,7 @@ def _uvicorn_config(serving: Serving) -> uvicorn.Config:
         create_app(serving),
         ssl_keyfile=api.ssl_keyfile,
         ssl_certfile=api.ssl_certfile,
-        http=with_deadlines(api.read_timeout_s, api.write_timeout_s),
+        http=with_limits(api.read_timeout_s, api.write_timeout_s, most_connections(serving.config.scheduler.max_queue)),
         ws="none",
         lifespan="off",
         server_header=False,

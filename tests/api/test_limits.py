@@ -16,7 +16,9 @@ import httpx
 import openai
 import pytest
 
+from server.api import connection as connection_limits
 from server.api.limits import MOST_HELD
+from server.config import SchedulerConfig
 from server.scheduler.reply import MOST_WAITING
 from tests.api.live import ECHO, USER, Live, live, wait_for
 from tests.fakes import FakeEngine
@@ -138,6 +140,55 @@ def test_counts_are_bounded(server: Live, path: str, body: object, sentence: str
     reply = server.post(path, body)
     assert reply.status_code == 400
     assert sentence in reply.json()["error"]["message"]
+
+
+# --- Number ---
+
+
+@contextmanager
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+    """A server that can hold four connections, with one place free."""
+    monkeypatch.setattr(connection_limits, "OTHERS", 2)
+    with live(scheduler=SchedulerConfig(max_queue=1, grace_s=5)) as server, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connected(server))
+        wait_for(lambda: len(server.runner._server.server_state.connections) == 3)
+        yield server
+
+
+def test_a_connection_too_many_gets_503_for_whatever_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with crowded(monkeypatch) as server:
+        with connected(server):
+            wait_for(lambda: len(server.runner._server.server_state.connections) == 4)
+            with connected(server, head("Content-Length: 5")) as connection:
+                reply = received(connection)
+            status, error = status_and_error(reply)
+            assert (status, error["type"]) == (503, "service_unavailable_error")
+            assert error["message"] == "The server has as many connections as it can hold. Close some, or try again in 5 s."
+            assert b"\r\nretry-after: 5\r\n" in reply.lower()
+        assert server.chat().json()["choices"][0]["message"]["content"] == ECHO  # on the place that is free again
+
+
+def test_a_connection_too_many_that_says_nothing_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "EXCESS_S", 0.2)
+    with crowded(monkeypatch) as server, connected(server), connected(server) as connection:
+        start = time.monotonic()
+        assert received(connection) == b""
+        assert time.monotonic() - start < 3  # the read timeout is 30 s
+
+
+def test_files_are_raised_to_what_the_connections_need(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    limits, raised = {"soft": 1024, "hard": 4096}, []
+    monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda kind: (limits["soft"], limits["hard"]))
+    monkeypatch.setattr(connection_limits.resource, "setrlimit", lambda kind, pair: raised.append(pair))
+    assert connection_limits.most_connections(64) == 1065
+    assert raised.pop() == (1065 + 256, 4096)
+    limits["soft"] = 2000
+    assert connection_limits.most_connections(64) == 1065
+    assert raised == caplog.records == []
+    assert connection_limits.most_connections(10_000) == 4096 - 256
+    assert raised.pop() == (4096, 4096)
+    assert "may open 4096 files, so at most 3840 clients can be connected at once: raise the limit (ulimit -n 11257)." in caplog.messages[0]
 
 
 # --- Time ---
