@@ -7,6 +7,7 @@ signal, sent to the process and to its group.
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -46,7 +47,7 @@ def bind(config: ApiConfig) -> socket.socket:
         listener.listen(2048)
     except (OSError, OverflowError) as error:
         listener.close()
-        raise _cannot_listen(config.host, config.port, error, "--port and --host") from error
+        raise _cannot_listen(config.host, config.port, error) from error
     return listener
 
 
@@ -57,9 +58,15 @@ def _notice_dead_clients(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _cannot_listen(host: str, port: int | None, error: Exception, flags: str) -> DeviceError:
-    reason = getattr(error, "strerror", None) or error
-    return DeviceError(f"Cannot listen on {host} port {port}: {reason}. Stop what uses it, or choose another with {flags}.")
+def _cannot_listen(host: str, port: int | None, error: Exception, prefix: str = "") -> DeviceError:
+    """`prefix` is what the flags of this address begin with."""
+    remedies = {
+        errno.EADDRINUSE: f"Stop what uses it, or choose another with --{prefix}port.",
+        errno.EACCES: f"Ports below 1024 are the system's: choose another with --{prefix}port.",
+    }
+    own = f"--{prefix}host wants an address of this machine: 127.0.0.1 for itself alone, 0.0.0.0 for every network."
+    remedy = remedies.get(getattr(error, "errno", 0), own)
+    return DeviceError(f"Cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}. {remedy}")
 
 
 class Runner:
@@ -71,6 +78,7 @@ class Runner:
         self._load = load
         self._loaded: Loaded | None = None
         self._failure: BaseException | None = None
+        self._loading = threading.Thread(target=self._load_model, name="load", daemon=True)
         self._signalled_at = 0.0  # time.monotonic()
         self._server = _Server(_uvicorn_config(serving), self._on_signal)
         # Streams end because their requests end; the library would cut them at the signal.
@@ -79,12 +87,17 @@ class Runner:
     def run(self) -> None:
         """Serve until a signal. Raises what `load` raised. Call it in the main thread, for the signals."""
         with _metrics_server(self._serving):
-            threading.Thread(target=self._load_model, name="load", daemon=True).start()
+            self._loading.start()
             self._server.run(sockets=[self._listener])
         if self._loaded is not None:
             self._loaded.service.close()
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def loading(self) -> bool:
+        """Whether the model is being loaded, which `run` does not wait for. The interpreter must not end under such a thread: os._exit does."""
+        return self._loading.is_alive()
 
     def stop(self) -> None:
         """Drain in a thread of its own, then end the server; what a signal does."""
@@ -107,7 +120,11 @@ class Runner:
                 threading.Thread(target=self._end, name="end", daemon=True).start()
             return
         self._signalled_at = time.monotonic()
-        log.info("%s: no new requests; the running one has %g s to finish.", signal.Signals(number).name, self._serving.config.scheduler.grace_s)
+        name = signal.Signals(number).name
+        if self._loaded is None:
+            log.info("%s: the model is not loaded any further.", name)
+        else:
+            log.info("%s: no new requests; the running one has %g s to finish.", name, self._serving.config.scheduler.grace_s)
         self.stop()
 
     def _drain(self) -> None:
@@ -131,7 +148,7 @@ def _metrics_server(serving: Serving) -> Iterator[None]:
     try:
         server, thread = start_http_server(port, host, serving.metrics.registry)
     except (OSError, OverflowError) as error:
-        raise _cannot_listen(host, port, error, "--metrics_port and --metrics_host") from error
+        raise _cannot_listen(host, port, error, "metrics_") from error
     log.info("Metrics are at http://%s:%d/metrics, without a key.", f"[{host}]" if ":" in host else host, server.server_port)
     try:
         yield

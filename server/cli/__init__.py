@@ -6,6 +6,7 @@ Exit statuses: 0 done, 1 the model or the machine cannot do it, 2 a flag or a co
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from argparse import Namespace
@@ -25,15 +26,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging(verbose)
         return _run(arguments)
     except MoespanError as error:
-        if verbose:
-            traceback.print_exc()
-        print(f"moespan: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return _told(str(error), verbose, 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `moespan inspect | head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # of a file that a person named; what is likelier is told where it is opened
+        if error.filename is None:
+            raise
+        return _told(f"{os.fspath(error.filename)} cannot be used: {error.strerror}. Check its name, its permissions and the disk.", verbose, 1)
+
+
+def _told(sentence: str, verbose: bool, status: int) -> int:
+    """Say what is wrong; returns the exit status."""
+    if verbose:
+        traceback.print_exc()
+    print(f"moespan: {sentence}", file=sys.stderr)
+    return status
 
 
 def _run(arguments: Namespace) -> int:

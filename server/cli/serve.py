@@ -6,6 +6,8 @@ What is cheap and may fail comes first: a wrong flag, a damaged file or a taken 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import platform
 import shlex
 import socket
@@ -31,13 +33,19 @@ def run(arguments: Namespace) -> int:
     listener = bind(config.api)
     serving = Serving(model_id(config.model, file), config, Metrics(), model_facts(file))
     serving.metrics.build.info({"version": version(), "python": platform.python_version()})
+    url = address(config.api, listener)
 
     def load() -> Loaded:
         loaded = load_chat(config, file, serving.metrics)
-        print(welcome(serving.model_id, address(config.api, listener), config), flush=True)
+        if serving.state != "stopping":
+            print(welcome(serving.model_id, url, config), flush=True)
         return loaded
 
-    Runner(serving, listener, load).run()
+    runner = Runner(serving, listener, load)
+    runner.run()
+    if runner.loading:  # a signal came before it was done, and native code cannot be stopped in its tracks
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 

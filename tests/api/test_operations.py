@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import socket
@@ -99,8 +100,17 @@ def test_tokens_there_and_back(server: Live) -> None:
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(server: Live) -> None:
     with pytest.raises(DeviceError, match=rf"port {server.port}: Address already in use. Stop what uses it, or choose another with --port"):
         bind(ApiConfig(port=server.port))
-    with pytest.raises(DeviceError, match="no-such-host"):
+    with pytest.raises(DeviceError, match=r"no-such-host.*\. --host wants an address of this machine: 127\.0\.0\.1 for itself alone"):
         bind(ApiConfig(host="no-such-host.invalid", port=0))
+
+
+def test_a_port_that_is_not_ours_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(listener: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(DeviceError, match=r"port 80: Permission denied\. Ports below 1024 are the system's: choose another with --port\."):
+        bind(ApiConfig(port=80))
 
 
 def test_tls_files_that_cannot_be_used(tmp_path: Path) -> None:
