@@ -140,7 +140,7 @@ def _parse_yaml(file: Path) -> dict[Any, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration file {file}: {getattr(error, 'strerror', None) or error}.") from error
+        raise ConfigError(f"Cannot read the configuration file {file}: {getattr(error, 'strerror', None) or error}. Check --config.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML{_place(error)}.") from None  # what the library quotes may be a key
     if tree is not None and not isinstance(tree, dict):

@@ -19,7 +19,7 @@ from server.cli.contents import size
 from server.cli.flags import CONFIG_FLAGS, HELP, config_of, parse
 from server.config import KEYS, ApiConfig, Config, EngineConfig, ModelConfig, SchedulerConfig
 from server.engine.gguf.writer import TensorData, write_gguf
-from server.errors import ConfigError
+from server.errors import ConfigError, RequestError
 from server.metrics import Metrics
 from server.scheduler.service import Service
 from server.text.template import CHATML, ChatTemplate
@@ -320,8 +320,12 @@ def test_thoughts_are_shown_but_not_sent_again(talk, capsys):
 
 
 def test_a_message_that_cannot_fit_is_forgotten(talk, capsys):
-    talk.turn("x" * 2000)
-    assert "the KV cache holds 1024 tokens" in " ".join(capsys.readouterr().err.split())
+    talk.say("x" * 2000)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the KV cache holds 1024 tokens" in said
+    assert said.endswith("/new forgets the conversation.")
+    with pytest.raises(RequestError, match="the KV cache holds 1024 tokens"):  # of a --prompt_file: the command failed
+        talk.turn("x" * 2000)
     assert talk.messages == [{"role": "system", "content": "Be brief."}]
 
 

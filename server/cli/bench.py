@@ -71,6 +71,8 @@ def _timeline_of(loaded: LoadedModel, arguments: Namespace) -> Callable[[], None
     """What draws --timeline, once it may; whether it can at all is found out before anything is measured."""
     if arguments.timeline is None:
         return lambda: None
+    if not arguments.timeline.parent.is_dir():
+        raise ConfigError(f"--timeline {arguments.timeline}: there is no directory {arguments.timeline.parent}. Make it first.")
     from server.bench import timeline
 
     engine = timeline.takes_turns(loaded.engine)

@@ -82,7 +82,7 @@ def _interact(talk: Conversation) -> None:
             case "/new":
                 talk.forget()
             case text:
-                talk.turn(text)
+                talk.say(text)
 
 
 def _ask() -> str | None:
@@ -112,14 +112,21 @@ class Conversation:
         """Back to the beginning."""
         self.messages = list(self._opening)
 
+    def say(self, text: str) -> None:
+        """A turn whose message, if it cannot be sent, does not end the conversation."""
+        try:
+            self.turn(text)
+        except RequestError as error:
+            self._err.print(f"{error} /new forgets the conversation.", style="red")
+
     def turn(self, text: str) -> None:
-        """Send a message and show the reply. A message that cannot be sent is forgotten again."""
+        """Send a message and show the reply. Raises RequestError for a message that cannot be sent, which is forgotten again."""
         self.messages.append({"role": "user", "content": text})
         try:
             self.messages.append({"role": "assistant", "content": self._reply()})
-        except RequestError as error:
+        except RequestError:
             self.messages.pop()
-            self._err.print(f"{error} /new forgets the conversation.", style="red")
+            raise
 
     def _reply(self) -> str:
         """Show the reply as it comes; returns its answer without the thoughts."""
