@@ -17,8 +17,13 @@ from server.cli import bench, main, serve
 from server.cli.flags import parse
 
 
-@pytest.mark.parametrize("command", [["synth", "qwen3-0.6b", "OUT.gguf"], ["batch", "IN", "OUT"], ["eval", "text", "--limit", "1", "--out", "OUT"]])
-def test_a_directory_that_may_not_be_looked_into_is_a_sentence(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+CLOSED = [["synth", "qwen3-0.6b", "OUT.gguf"], ["batch", "IN", "OUT"], ["eval", "text", "--limit", "1", "--out", "OUT"]]
+
+
+@pytest.mark.parametrize("command", CLOSED, ids=lambda words: words[0])
+def test_a_directory_that_may_not_be_looked_into_is_a_sentence(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """pathlib raises for it where it says no of a file that is not there."""
     (tmp_path / "IN").write_text("{}")
     closed, look = str(tmp_path / "OUT"), os.stat
@@ -33,6 +38,11 @@ def test_a_directory_that_may_not_be_looked_into_is_a_sentence(command: list[str
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"moespan: {closed}")
     assert said.endswith("cannot be used: Permission denied. Check its name, its permissions and the disk.")
+
+
+def test_an_address_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "https://example.com/m.gguf"]) == 1
+    assert "nothing is downloaded here: fetch the file first" in capsys.readouterr().err
 
 
 def test_an_error_that_is_of_no_file_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,23 @@ EXPERTS_Q = (1, 4, 16, 64, 128, 256, 512, 2048)  # tokens, from decode to a prom
 TASKS = {"bench": BENCH_TASKS, "eval": EVAL_TASKS}  # of the commands that have several
 
 
+# What other programs call it: llama.cpp, vLLM, KTransformers.
+ELSEWHERE = {
+    "--gguf_path": ("-m",),
+    "--model_name": ("-a", "--alias", "--served_model_name"),
+    "--cache_lens": ("-c", "--ctx_size", "--max_model_len"),
+    "--cache_type": ("-ctk", "-ctv", "--cache_type_k", "--cache_type_v", "--kv_cache_dtype"),
+    "--cpu_infer": ("-t", "--threads"),
+    "--max_new_tokens": ("-n", "--predict", "--n_predict"),
+    "--prefill_chunk": ("-b", "-ub", "--batch_size", "--ubatch_size", "--chunk_size", "--max_num_batched_tokens"),
+}
+PLACING = (
+    *("-ngl", "--gpu_layers", "--n_gpu_layers", "-ot", "--override_tensor", "-cmoe", "--cpu_moe", "-ncmoe", "--n_cpu_moe", "--cpu_offload_gb"),
+    *("--optimize_config_path", "--optimize_rule_path"),
+)
+BATCHING = ("-np", "--parallel", "--max_batch_size", "--max_num_seqs")
+
+
 class _Parser(ArgumentParser):
     """argparse, with its complaints turned into ConfigError."""
 
@@ -143,7 +160,17 @@ def _unknown(command: str, word: str, parser: ArgumentParser) -> str:
     hint = f"Did you mean {near[0]}?" if near else f"`moespan {command} --help` lists the flags."
     if name.lstrip("-") in KEYS:
         hint = f"It belongs to `moespan {next(c for c, keys in CONFIG_FLAGS.items() if name.lstrip('-') in keys)}`."
-    return f"`moespan {command}` has no flag {name}. {hint}"
+    return f"`moespan {command}` has no flag {name}. {_translated(name, known) or hint}"
+
+
+def _translated(name: str, known: Sequence[str]) -> str | None:
+    """What to do for a flag of another program."""
+    if name in PLACING:
+        return "Leave it out: routed experts stay in RAM, and with a GPU all else is there."
+    if name in BATCHING:
+        return "Leave it out: one request runs at a time, and the others wait in order."
+    ours = next((flag for flag, others in ELSEWHERE.items() if name in others and flag in known), None)
+    return ours and f"It is {ours} here."
 
 
 # --- Building the parsers ----------------------------------------------------

@@ -38,7 +38,9 @@ def load_template(metadata: Metadata, tokenizer: Tokenizer, model_path: Path | N
 def from_directory(model_path: Path) -> Tokenizer:
     """The tokenizer of a local Hugging Face directory: tokenizer.json, else whatever `transformers` makes of the files. Nothing is downloaded."""
     if not model_path.is_dir():
-        raise ModelNotFound(f"--model_path {model_path} is not a directory. Give a local directory with the model's tokenizer.json.")
+        raise ModelNotFound(
+            f"--model_path {model_path} is not a directory. Give a local directory with the model's tokenizer.json, or leave it out: the GGUF has its own."
+        )
     backend = _directory_backend(model_path)
     config = _json(model_path / "tokenizer_config.json")
     bos_id, eos_id = (_named_id(backend, config.get(name)) for name in ("bos_token", "eos_token"))
@@ -58,7 +60,8 @@ def _directory_backend(model_path: Path) -> tokenizers.Tokenizer:
 
         backend = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True).backend_tokenizer
     except Exception as error:  # both libraries raise whatever their parsers do
-        raise ModelError(f"No tokenizer could be read from {model_path}: {error}. The directory needs the model's tokenizer.json.") from error
+        said = f": {error}" if file.is_file() else ""  # of the other files the library says what might have been, in a dozen lines
+        raise ModelError(f"No tokenizer could be read from {model_path}{said}. The directory needs the model's tokenizer.json.") from error
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ModelError(f"The tokenizer in {model_path} has no fast version. The directory needs the model's tokenizer.json.")
     return backend

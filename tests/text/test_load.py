@@ -128,6 +128,8 @@ def test_sentencepiece_pieces_of_a_directory(tmp_path: Path) -> None:
 def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"nowhere is not a directory"):
         from_directory(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=rf"No tokenizer could be read from {tmp_path}\. The directory needs the model's tokenizer\.json\.$"):
+        from_directory(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"No tokenizer could be read from"):
         from_directory(tmp_path)
