@@ -16,7 +16,6 @@ import server.api.runner
 from server.cli import bench, main, serve
 from server.cli.flags import parse
 
-
 CLOSED = [["synth", "qwen3-0.6b", "OUT.gguf"], ["batch", "IN", "OUT"], ["eval", "text", "--limit", "1", "--out", "OUT"]]
 
 
@@ -54,21 +53,25 @@ def test_an_error_that_is_of_no_file_is_ours(monkeypatch: pytest.MonkeyPatch) ->
         main(["bench"])
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("loading", [False, True])
-def test_the_process_ends_at_once_where_a_signal_came_before_the_model(loading: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_ends_at_once_where_a_signal_came_before_the_model(loading: bool, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interpreter that ends under a thread in native code aborts."""
 
     class Signalled:
         def __init__(self, *_: object) -> None:
             self.loading = loading
 
-        def run(self) -> None: ...
+        def run(self) -> None:
+            if early:
+                raise KeyboardInterrupt
 
     left: list[int] = []
     monkeypatch.setattr(server.api.runner, "Runner", Signalled)
     monkeypatch.setattr(os, "_exit", left.append)
-    assert serve.run(parse(["serve", "--port", "0"])) == 0
-    assert left == [0] * loading
+    status = 130 if early else 0
+    assert serve.run(parse(["serve", "--port", "0"])) == status
+    assert left == [status] * loading
 
 
 def test_an_interrupt_while_the_model_loads_is_no_crash() -> None:
@@ -83,12 +86,14 @@ def test_an_interrupt_while_the_model_loads_is_no_crash() -> None:
 
 
 ENDLESS = """
-import sys
+import signal, sys, time
 from server.cli import main, serve
 from server.engine.native import open_ops
 
 def load(*_):
     ops = open_ops(1)
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        time.sleep(0.01)
     print("loading", flush=True)
     while True:
         ops.pool.peak_ops()

@@ -23,7 +23,7 @@ from server.metrics import Metrics
 
 
 def run(arguments: Namespace) -> int:
-    """Serve; 0 after a signal."""
+    """Serve; 0 after a signal, 130 after one in the first moment."""
     config = config_of(arguments)
     set_up_logging(arguments.verbose, config.api.log_format)
     file = model_file(config.model)
@@ -42,11 +42,15 @@ def run(arguments: Namespace) -> int:
         return loaded
 
     runner = Runner(serving, listener, load)
-    runner.run()
-    if runner.loading:  # a signal came before it was done, and native code cannot be stopped in its tracks
+    status = 0
+    try:
+        runner.run()
+    except KeyboardInterrupt:  # before the server took the signals over
+        status = 130
+    if runner.loading:  # native code cannot be stopped in its tracks
         logging.shutdown()
-        os._exit(0)
-    return 0
+        os._exit(status)
+    return status
 
 
 def address(api: ApiConfig, listener: socket.socket) -> str:
