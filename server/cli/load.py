@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -107,12 +108,16 @@ def _own_experts(file: GGUFFile) -> object:
 
 
 def _mention_gpu(engine: EngineConfig) -> None:
-    """A GPU that a CPU build of torch cannot see is worth a word."""
-    if engine.device == "auto" and gpu_nodes():
-        import torch
+    """A GPU that torch cannot use is worth a word, unless it was hidden on purpose."""
+    if engine.device != "auto" or not gpu_nodes() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    import torch
 
-        if not torch.cuda.is_available():
-            _log.info("There is a GPU, but this torch cannot use it, so everything runs on the CPU. For the GPU, install torch's CUDA build.")
+    if torch.version.cuda is None:
+        _log.info("There is a GPU, but this torch cannot use it, so everything runs on the CPU. For the GPU, install torch's CUDA build.")
+    elif not torch.cuda.is_available():
+        said = "There is a GPU, but everything runs on the CPU: torch is built for CUDA %s, and nvidia-smi shows up to which one the driver goes."
+        _log.warning(f"{said} Update the driver, or install an older torch.", torch.version.cuda)
 
 
 @contextmanager
