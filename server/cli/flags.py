@@ -113,6 +113,7 @@ PLACING = (
     *("-ngl", "--gpu_layers", "--n_gpu_layers", "-ot", "--override_tensor", "-cmoe", "--cpu_moe", "-ncmoe", "--n_cpu_moe", "--cpu_offload_gb"),
     *("--optimize_config_path", "--optimize_rule_path"),
 )
+ALWAYS = ("-fa", "--flash_attn", "--jinja", "--mlock", "--no_mmap", "--trust_remote_code")
 BATCHING = ("-np", "--parallel", "--max_batch_size", "--max_num_seqs")
 
 
@@ -167,6 +168,8 @@ def _translated(name: str, known: Sequence[str]) -> str | None:
     """What to do for a flag of another program."""
     if name in PLACING:
         return "Leave it out: routed experts stay in RAM, and with a GPU all else is there."
+    if name in ALWAYS:
+        return "Leave it out: there is nothing to switch."
     if name in BATCHING:
         return "Leave it out: one request runs at a time, and the others wait in order."
     ours = next((flag for flag, others in ELSEWHERE.items() if name in others and flag in known), None)
