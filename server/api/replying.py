@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from server.api.disconnect import while_connected
+from server.api.errors import ClientGone
 from server.api.exchanges.base import Exchange
 from server.api.problems import Json
 from server.api.serving import Loaded, Serving
@@ -38,6 +39,8 @@ async def respond(request: Request, serving: Serving, read: Callable[[bytes, Ser
     exchange = await understood(request, serving, read)
     if not isinstance(exchange, Exchange):
         return JSONResponse(exchange)
+    if await request.is_disconnected():  # while its prompt was read: the engine need not begin with it
+        raise ClientGone
     loaded = serving.loaded()
     if serving.config.api.log_prompts:
         _log_prompts(exchange, loaded)

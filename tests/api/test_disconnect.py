@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from server.text.tokenizer import ByteTokenizer
 from tests.api.live import ECHO, Live, live, wait_for
 from tests.fakes import FakeEngine
 
@@ -48,6 +50,30 @@ def test_a_hang_up_costs_one_token_at_most(stream: bool) -> None:
         connection.close()
         server.wait_idle()
         assert len(server.engine.steps) - steps <= 1
+
+
+def test_a_client_that_leaves_while_its_prompt_is_read(slow: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are answered meanwhile, and the engine never hears of it."""
+    reading, read_on, encode = threading.Event(), threading.Event(), ByteTokenizer._encode
+
+    def slowly(tokenizer: ByteTokenizer, text: str, special: bool) -> list[int]:
+        if "long" in text:
+            reading.set()
+            assert read_on.wait(10)
+        return encode(tokenizer, text, special)
+
+    monkeypatch.setattr(ByteTokenizer, "_encode", slowly)
+    arrived = slow.note_arrivals()
+    connection = send(slow, "long")
+    assert reading.wait(10)
+    assert slow.chat().json()["choices"][0]["message"]["content"] == ECHO
+    connection.close()
+    assert slow.chat().status_code == 200  # by now the server has seen that, too
+    read_on.set()
+    assert slow.chat().status_code == 200
+    wait_for(lambda: not slow.runner._server.server_state.tasks)
+    assert len(arrived) == 3
+    assert not [prompt for prompt in arrived if b"long" in prompt]
 
 
 @pytest.mark.parametrize("stream", [False, True])
