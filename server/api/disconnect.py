@@ -13,6 +13,12 @@ from server.api.errors import ClientGone
 Result = TypeVar("Result")
 
 
+async def check_connected(request: Request) -> None:
+    """Raise ClientGone where the client, whose body was read, has gone: what comes next would be for nobody."""
+    if await request.is_disconnected():
+        raise ClientGone
+
+
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`, whose request's body was read; ClientGone, and the work cancelled, when the client disconnects first."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))

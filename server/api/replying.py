@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from server.api.disconnect import while_connected
-from server.api.errors import ClientGone
+from server.api.disconnect import check_connected, while_connected
 from server.api.exchanges.base import Exchange
 from server.api.problems import Json
 from server.api.serving import Loaded, Serving
@@ -20,14 +20,20 @@ from server.api.stream import StreamResponse
 log = logging.getLogger(__name__)
 
 FIRST_TEXT_S = 1.0  # an error before the first text has its own HTTP status, if it comes this soon; then the stream begins
+LONG = 1 << 18  # bytes of a body that take a tenth of a second and more
 
 Made = TypeVar("Made")
 
 
 async def understood(request: Request, serving: Serving, read: Callable[[bytes, Serving, Loaded], Made]) -> Made:
-    """What `read` makes of the body. Off the event loop, since templates, tokenizer and grammars would hold up the other streams."""
+    """What `read` makes of the body. Off the event loop, since templates, tokenizer and grammars would hold up the other streams.
+
+    Long bodies take turns, in order, and short ones pass them: a prompt's tokens take a hundred times its own memory while they are made.
+    """
     loaded, raw = serving.loaded(), await request.body()
-    return await run_in_threadpool(read, raw, serving, loaded)
+    async with serving.long_reading if len(raw) > LONG else nullcontext():
+        await check_connected(request)
+        return await run_in_threadpool(read, raw, serving, loaded)
 
 
 async def respond(request: Request, serving: Serving, read: Callable[[bytes, Serving, Loaded], Exchange | Json]) -> Response:
@@ -39,8 +45,7 @@ async def respond(request: Request, serving: Serving, read: Callable[[bytes, Ser
     exchange = await understood(request, serving, read)
     if not isinstance(exchange, Exchange):
         return JSONResponse(exchange)
-    if await request.is_disconnected():  # while its prompt was read: the engine need not begin with it
-        raise ClientGone
+    await check_connected(request)
     loaded = serving.loaded()
     if serving.config.api.log_prompts:
         _log_prompts(exchange, loaded)

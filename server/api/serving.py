@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Serving:
         self.metrics = metrics
         self.facts = facts or ModelFacts()
         self.created = int(time.time())
+        self.long_reading = asyncio.Lock()  # held while a long body is made into tokens
         self._loaded: Loaded | None = None
         self._stopping = False
         metrics.watch_state(lambda: self.state)

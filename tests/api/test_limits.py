@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,10 @@ import pytest
 
 from server.api import connection as connection_limits
 from server.api.limits import MOST_HELD
+from server.api.replying import LONG
 from server.config import SchedulerConfig
 from server.scheduler.reply import MOST_WAITING
+from server.text.tokenizer import ByteTokenizer
 from tests.api.live import ECHO, USER, Live, live, wait_for
 from tests.fakes import FakeEngine
 
@@ -189,6 +192,27 @@ def test_files_are_raised_to_what_the_connections_need(monkeypatch: pytest.Monke
     assert connection_limits.most_connections(10_000) == 4096 - 256
     assert raised.pop() == (4096, 4096)
     assert "may open 4096 files, so at most 3840 clients can be connected at once: raise the limit (ulimit -n 11257)." in caplog.messages[0]
+
+
+def test_long_bodies_are_read_one_at_a_time_and_short_ones_pass(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a hundred times its memory while it is made into tokens."""
+    begun, go_on, encode = threading.Semaphore(0), threading.Semaphore(0), ByteTokenizer._encode
+
+    def slowly(tokenizer: ByteTokenizer, text: str, special: bool) -> list[int]:
+        if len(text) > LONG:
+            begun.release()
+            assert go_on.acquire(timeout=10)
+        return encode(tokenizer, text, special)
+
+    monkeypatch.setattr(ByteTokenizer, "_encode", slowly)
+    with ThreadPoolExecutor() as pool:
+        replies = [pool.submit(server.chat, messages=[{"role": "user", "content": "x" * LONG}]) for _ in range(3)]
+        for _ in replies:
+            assert begun.acquire(timeout=10)
+            assert server.chat().json()["choices"][0]["message"]["content"] == ECHO
+            assert not begun.acquire(timeout=0.1)
+            go_on.release()
+        assert {reply.result().json()["error"]["code"] for reply in replies} == {"context_length_exceeded"}
 
 
 # --- Time ---
