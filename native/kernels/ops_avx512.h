@@ -44,9 +44,18 @@ struct OpsAvx512 : VecAvx512 {
     static void join_picks(const uint8_t* low, const uint8_t* high, uint16_t* picks) {
         Narrow::join_picks<place>(low, high, picks);
     }
-    template <class Entry, class Pick>
-    static Codes pick(const Entry* grid, const Pick* picks) {
-        return Narrow::pick(grid, picks);
+    // An entry of 8 codes is broadcast from memory and stays in its own place: every port for vectors can do that, where only one inserts.
+    template <class Pick>
+    static Codes pick(const uint64_t* grid, const Pick* p) {
+        const auto at = [=](int i) { return _mm_loadl_epi64((const __m128i*)(grid + p[i])); };
+        __m256i entries = _mm256_zextsi128_si256(at(0));
+#pragma GCC unroll 3
+        for (int i = 1; i < 4; ++i) entries = _mm256_mask_broadcastq_epi64(entries, (__mmask8)(1 << i), at(i));
+        return entries;
+    }
+    template <class Pick>
+    static Codes pick(const uint32_t* grid, const Pick* p) {
+        return Narrow::pick(grid, p);
     }
     static Codes negate(Codes c, uint32_t bits) { return _mm256_mask_sub_epi8(c, bits, _mm256_setzero_si256(), c); }
     static Codes add_to_eights(Codes c, const uint8_t* addends) { return Narrow::add_to_eights(c, addends); }
