@@ -16,15 +16,23 @@ namespace {
 
 constexpr size_t kActivationBytes = 128 * 1024;  // activations of a token block: they stay in L2 beside the panels
 
+// Whether a format's scales stay whole numbers until a sub-block's products are added (whole-inl.h).
+template <class Format>
+constexpr bool kWhole = requires { typename Format::WholeScales; };
+
 template <class Ops, class Format>
 struct Panel {
     static constexpr size_t P = Ops::kLanes, kGroupsPerSub = kSubBlock / Format::kGroup;
     uint8_t* codes;
-    float *scales, *offsets;
+    float *scales, *offsets, *units;
 
-    static size_t bytes(size_t cols) { return cols * P + (Format::kOffset ? 2 : 1) * cols / Format::kGroup * P * sizeof(float); }
+    static size_t bytes(size_t cols) {
+        const size_t unit_count = kWhole<Format> ? 2 * ((cols + kSpan - 1) / kSpan) : 0;
+        return cols * P + ((Format::kOffset ? 2 : 1) * cols / Format::kGroup + unit_count) * P * sizeof(float);
+    }
 
-    Panel(uint8_t* memory, size_t cols) : codes(memory), scales((float*)(memory + cols * P)), offsets(scales + cols / Format::kGroup * P) {}
+    Panel(uint8_t* memory, size_t cols)
+        : codes(memory), scales((float*)(memory + cols * P)), offsets(scales + cols / Format::kGroup * P), units(offsets + cols / Format::kGroup * P) {}
 
     // The scales and offsets of one row's span, which begins at sub-block `first`, to lane `lane`.
     void put_scales(size_t lane, const uint8_t* span, size_t first, int count) const {

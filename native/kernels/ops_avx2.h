@@ -254,6 +254,55 @@ struct OpsAvx2 : VecAvx2 {
         return to_float(sum);
     }
 
+    // Factors lie twice in their lane, in 16 bits: madd multiplies the sums of a chain by them where it would by ones.
+    using Ints = __m256i;
+    static Ints no_ints() { return _mm256_setzero_si256(); }
+    static Ints load_ints(const float* p) { return load_codes(p); }
+    static void store_ints(float* p, Ints n) { store_codes(p, n); }
+    static Reg floats(Ints n) { return to_float(n); }
+    static Ints low_nibbles(const uint8_t* p) { return _mm256_and_si256(bytes_twice(p), _mm256_set1_epi16(15)); }
+    static Reg high_nibbles(const uint8_t* p) { return to_float(_mm256_srli_epi32(bytes_twice(p), 20)); }
+    template <int steps, int kMax>
+    static Ints add_scaled_steps(const Step* w, const int8_t* x, Ints factor, Ints sum) {
+        static_assert(chain_length(steps, false, kMax) == steps);
+        __m256i chain;
+        for (int s = 0; s < steps; ++s) {
+            const __m256i product = _mm256_maddubs_epi16(w[s], four(x + 4 * s));
+            chain = s == 0 ? product : in_order(_mm256_add_epi16(chain, product));
+        }
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(chain, factor));
+    }
+    template <int T, int steps, int kMax>
+    static void add_scaled_panel(const uint8_t* w, const int8_t* const* x, Ints factor, Ints* sums) {
+        Step codes[steps];
+        for (int s = 0; s < steps; ++s) codes[s] = load_codes(w + 32 * s);
+        for (int t = 0; t < T; ++t) sums[t] = add_scaled_steps<steps, kMax>(codes, x[t], factor, sums[t]);
+    }
+
+    // sums[part] + factors[part] * (the products of a token's 16 codes with a group of 16 rows in codes of 2 bits), from a sub-block's two lines. Fields
+    // 1 and 3 stay where they are, and their sums are shifted in the place of both lines.
+    template <int group>
+    static void add_scaled_twos(const uint8_t* lines, const int8_t* x, const Ints* factors, Ints* sums) {
+        const __m256i first = _mm256_set1_epi8(3), second = _mm256_set1_epi8(12);
+        __m256i low[2], high[2];
+#pragma GCC unroll 2
+        for (int l = 0; l < 2; ++l) {
+            const __m256i low_input = four(x + 4 * l), high_input = four(x + 8 + 4 * l);
+#pragma GCC unroll 2
+            for (int part = 0; part < 2; ++part) {
+                const __m256i line = in_order(load_codes(lines + 64 * l + 32 * part)), fields = group == 0 ? line : _mm256_srli_epi16(line, 4);
+                const __m256i low_products = _mm256_maddubs_epi16(_mm256_and_si256(fields, first), low_input);
+                const __m256i high_products = _mm256_maddubs_epi16(_mm256_and_si256(fields, second), high_input);
+                low[part] = in_order(l == 0 ? low_products : _mm256_add_epi16(low[part], low_products));
+                high[part] = in_order(l == 0 ? high_products : _mm256_add_epi16(high[part], high_products));
+            }
+        }
+        for (int part = 0; part < 2; ++part) {
+            const __m256i chain = _mm256_add_epi16(low[part], _mm256_srai_epi16(high[part], 2));
+            sums[part] = in_order(_mm256_add_epi32(sums[part], _mm256_madd_epi16(chain, factors[part])));
+        }
+    }
+
     // The products of a token with a sub-block of 16 rows in codes of 4 bits, from its lines: each is read once, and each part of x broadcast once for all
     // rows, in registers that steps would fill.
     static void dot_nibbles(const uint8_t* lines, const int8_t* x, Reg* out) {
@@ -312,6 +361,19 @@ struct OpsAvx2 : VecAvx2 {
     static Sums dot_halves(Halves w, Halves x) {
         const __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(w.low, x.low), _mm256_maddubs_epi16(w.high, x.high));
         return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+    }
+    // A token's four activations of a step, for all rows.
+    static __m256i four(const int8_t* x) {
+        int32_t codes;
+        memcpy(&codes, x, sizeof(codes));
+        return _mm256_set1_epi32(codes);
+    }
+    // Eight bytes, each to both halves of its lane.
+    static __m256i bytes_twice(const uint8_t* p) {
+        const __m256i zero_high = _mm256_set1_epi16((short)0x8000), row = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        int64_t bytes;
+        memcpy(&bytes, p, sizeof(bytes));
+        return _mm256_shuffle_epi8(_mm256_set1_epi64x(bytes), _mm256_or_si256(zero_high, _mm256_or_si256(row, _mm256_slli_epi32(row, 16))));
     }
     static int32_t load32(const uint8_t* p) {
         int32_t bits;

@@ -131,7 +131,7 @@ struct OpsAvx512 : VecAvx512 {
     static Step lookup_step(Step s, const int8_t* values) {
         return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)values)), s);
     }
-    static Reg lanes_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))); }
+    static Reg lanes_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(lanes(p)); }
     static Reg lanes_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
     template <int steps, bool kSigned, int kMax>
     static Reg dot_steps(const Step* w, const int8_t* x) {
@@ -149,6 +149,33 @@ struct OpsAvx512 : VecAvx512 {
         return _mm512_cvtepi32_ps(sum);
     }
 
+    using Ints = __m512i;
+    static Ints no_ints() { return _mm512_setzero_si512(); }
+    static Ints load_ints(const float* p) { return _mm512_loadu_si512(p); }
+    static void store_ints(float* p, Ints n) { _mm512_storeu_si512(p, n); }
+    static Reg floats(Ints n) { return _mm512_cvtepi32_ps(n); }
+    static Ints low_nibbles(const uint8_t* p) {  // as in OpsAvx2
+        const __m512i once = _mm512_and_si512(lanes(p), _mm512_set1_epi32(15));
+        return _mm512_or_si512(once, _mm512_slli_epi32(once, 16));
+    }
+    static Reg high_nibbles(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(lanes(p), 4)); }
+    template <int steps, int kMax>
+    static Ints add_scaled_steps(const Step* w, const int8_t* x, Ints factor, Ints sum) {
+        static_assert(Narrow::chain_length(steps, false, kMax) == steps);
+        __m512i chain;
+        for (int s = 0; s < steps; ++s) {
+            const __m512i product = _mm512_maddubs_epi16(w[s], four(x + 4 * s));
+            chain = s == 0 ? product : in_order(_mm512_add_epi16(chain, product));
+        }
+        return _mm512_add_epi32(sum, _mm512_madd_epi16(chain, factor));
+    }
+    template <int T, int steps, int kMax>
+    static void add_scaled_panel(const uint8_t* w, const int8_t* const* x, Ints factor, Ints* sums) {
+        Step codes[steps];
+        for (int s = 0; s < steps; ++s) codes[s] = load_step(w + 64 * s);
+        for (int t = 0; t < T; ++t) sums[t] = add_scaled_steps<steps, kMax>(codes, x[t], factor, sums[t]);
+    }
+
     static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {
         Narrow::quantize32(x, inverse, codes, low_sum, high_sum);
     }
@@ -163,6 +190,7 @@ struct OpsAvx512 : VecAvx512 {
         explicit Signs(__m512i w) : magnitude(kSigned ? _mm512_abs_epi8(w) : w), negative(kSigned ? _mm512_movepi8_mask(w) : 0) {}
         __m512i give_to(__m512i x) const { return kSigned ? _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x) : x; }
     };
+    static __m512i lanes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
     // A token's four activations of a step, for all rows.
     static __m512i four(const int8_t* x) {
         int32_t codes;

@@ -47,6 +47,23 @@ struct OpsAvx512Vnni : OpsAvx512 {
         }
         return _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]));
     }
+
+    // A sum of products fits the low half of its lane, and its sign fills the high one: dpwssd multiplies by a factor and by 0.
+    static Ints low_nibbles(const uint8_t* p) { return _mm512_and_si512(lanes(p), _mm512_set1_epi32(15)); }
+    template <int steps, int kMax>
+    static Ints add_scaled_steps(const Step* w, const int8_t* x, Ints factor, Ints sum) {
+        static_assert(4 * steps * kMax * 127 < 1 << 15);
+        __m512i dots = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int s = 0; s < steps; ++s) dots = _mm512_dpbusd_epi32(dots, w[s], four(x + 4 * s));
+        return _mm512_dpwssd_epi32(sum, dots, factor);
+    }
+    template <int T, int steps, int kMax>
+    static void add_scaled_panel(const uint8_t* w, const int8_t* const* x, Ints factor, Ints* sums) {
+        Step codes[steps];
+        for (int s = 0; s < steps; ++s) codes[s] = load_step(w + 64 * s);
+        for (int t = 0; t < T; ++t) sums[t] = add_scaled_steps<steps, kMax>(codes, x[t], factor, sums[t]);
+    }
 };
 
 }  // namespace

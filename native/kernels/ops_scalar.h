@@ -242,6 +242,43 @@ struct OpsScalar : VecScalar {
         });
     }
 
+    // --- scales that are whole numbers (whole-inl.h) ---
+    // A whole number in each lane. As factors they may lie in another way, each Ops' own: what low_nibbles gives, and only add_scaled_* take.
+    struct Ints {
+        int32_t lane[kLanes];
+    };
+    static Ints no_ints() { return {}; }
+    static Ints load_ints(const float* p) {
+        Ints n;
+        memcpy(&n, p, sizeof(n));
+        return n;
+    }
+    static void store_ints(float* p, Ints n) { memcpy(p, &n, sizeof(n)); }
+    static Reg floats(Ints n) { return each([&](int r) { return (float)n.lane[r]; }); }
+    // Of kLanes bytes: factors up to 15, and the other halves as floats.
+    static Ints low_nibbles(const uint8_t* p) {
+        Ints n;
+        for (int r = 0; r < kLanes; ++r) n.lane[r] = p[r] & 15;
+        return n;
+    }
+    static Reg high_nibbles(const uint8_t* p) { return each([=](int r) { return (float)(p[r] >> 4); }); }
+    // sum + factor * (the products of `steps` steps with x), of unsigned codes up to kMax.
+    template <int steps, int kMax>
+    static Ints add_scaled_steps(const Step* w, const int8_t* x, Ints factor, Ints sum) {
+        for (int i = 0; i < steps; ++i) add_scaled(w[i].byte, x + 4 * i, factor, sum);
+        return sum;
+    }
+    // The same of a panel, for T tokens.
+    template <int T, int steps, int kMax>
+    static void add_scaled_panel(const uint8_t* w, const int8_t* const* x, Ints factor, Ints* sums) {
+        for (int t = 0; t < T; ++t) {
+            for (int i = 0; i < steps; ++i) add_scaled(w + i * 4 * kLanes, x[t] + 4 * i, factor, sums[t]);
+        }
+    }
+    static void add_scaled(const uint8_t* step, const int8_t* x, Ints factor, Ints& sum) {
+        for (int i = 0; i < 4 * kLanes; ++i) sum.lane[i / 4] += factor.lane[i / 4] * (int)step[i] * x[i % 4];
+    }
+
     // --- activations to int8 ---
     // codes[i] = x[i] * inverse, to the nearest integer, ties to even; the sums of the first and the last 16 codes.
     static void quantize32(const float* x, float inverse, int8_t* codes, int32_t* low_sum, int32_t* high_sum) {

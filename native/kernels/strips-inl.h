@@ -9,6 +9,7 @@
 #include "gemm-inl.h"
 #include "isa/kernels.h"
 #include "tiles-inl.h"
+#include "whole-inl.h"
 
 namespace moespan {
 namespace {
@@ -88,7 +89,11 @@ void gemv_strips(const Rows& rows, const Tokens& x, const Outputs& out) {
         }
         in_tiles<Ops::kStripTokens>(0, x.n, [&]<int T>(size_t t) {
             typename Ops::Reg sums[kParts<Ops>][T];
-            strip_tile<Ops, Tiles, T>(strip, ahead, x, t, sums);
+            if constexpr (kWhole<Tiles>) {
+                whole_strip_tile<Ops, Tiles, T>(strip, ahead, x, t, sums);
+            } else {
+                strip_tile<Ops, Tiles, T>(strip, ahead, x, t, sums);
+            }
             for (int part = 0; part < kParts<Ops>; ++part) {
                 const size_t at = row + part * Ops::kLanes;
                 if (at < rows.count) put_panel<Ops, T>(out, t, at, rows.count - at < Ops::kLanes ? rows.count - at : Ops::kLanes, sums[part]);
@@ -97,21 +102,31 @@ void gemv_strips(const Rows& rows, const Tokens& x, const Outputs& out) {
     }
 }
 
+// The scales of one part of a span, at `packed` in its strip, to a panel.
+template <class Ops, class Tiles>
+inline void put_panel_scales(const uint8_t* packed, size_t part, size_t first, int count, const Panel<Ops, Tiles>& panel) {
+    constexpr size_t P = Ops::kLanes, kGroups = kSubBlock / Tiles::kGroup;
+    const typename Tiles::SpanScales span(packed, count);
+    for (int g = 0; g < count * (int)kGroups; ++g) {
+        const size_t to = (first * kGroups + g) * P;
+        const auto scale = span.scale(g, (int)part);
+        Ops::store(panel.scales + to, scale);
+        if constexpr (Tiles::kOffset) Ops::store(panel.offsets + to, span.offset(g, (int)part, scale));
+    }
+}
+
 // One part of a strip into a panel.
 template <class Ops, class Tiles>
 void unpack_strip(const uint8_t* strip, size_t part, size_t cols, const Panel<Ops, Tiles>& panel) {
     constexpr size_t P = Ops::kLanes;
-    constexpr int kGroups = kSubBlock / Tiles::kGroup;
     const size_t subs = cols / kSubBlock;
     const uint8_t *lines = strip + part * 4 * P, *scales = strip + Strip<Tiles>::code_bytes(cols);
     for (size_t first = 0; first < subs; first += kSpanSubs) {
         const int count = subs - first < kSpanSubs ? (int)(subs - first) : kSpanSubs;
-        const typename Tiles::SpanScales span(scales, count);
-        for (int g = 0; g < count * kGroups; ++g) {
-            const size_t to = (first * kGroups + g) * P;
-            const auto scale = span.scale(g, (int)part);
-            Ops::store(panel.scales + to, scale);
-            if constexpr (Tiles::kOffset) Ops::store(panel.offsets + to, span.offset(g, (int)part, scale));
+        if constexpr (kWhole<Tiles>) {
+            put_whole_scales(scales, part, first, count, panel);
+        } else {
+            put_panel_scales(scales, part, first, count, panel);
         }
         for (int j = 0; j < count; ++j, lines += Tiles::kBits * kLine) {
             typename Ops::Step steps[kSteps];
@@ -134,7 +149,12 @@ void gemm_strips(const Rows& rows, const Tokens& x, const Outputs& out, uint8_t*
         },
         [&]<int T>(size_t p, size_t row, size_t count, size_t t) {
             typename Ops::Reg sums[T];
-            panel_tile<Ops, Tiles, T>(Panel<Ops, Tiles>(scratch + p * bytes, x.cols), x, t, sums);
+            const Panel<Ops, Tiles> panel(scratch + p * bytes, x.cols);
+            if constexpr (kWhole<Tiles>) {
+                whole_panel_tile<Ops, Tiles, T>(panel, x, t, sums);
+            } else {
+                panel_tile<Ops, Tiles, T>(panel, x, t, sums);
+            }
             put_panel<Ops, T>(out, t, row, count, sums);
         });
 }

@@ -38,6 +38,7 @@ constexpr FormatKernels floating() {
 template <class Ops, class Tiles>
 constexpr FormatKernels tiled() {
     FormatKernels both = quantised<Ops, typename Tiles::RowOrder>();
+    both.panel_bytes = Panel<Ops, Tiles>::bytes;
     both.tiles = {8, strip_bytes<Tiles>, pack_strip<Ops, Tiles>, gemv_strips<Ops, Tiles>, gemm_strips<Ops, Tiles>};
     return both;
 }

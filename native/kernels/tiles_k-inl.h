@@ -120,6 +120,19 @@ struct Q2_KTiles : Q2_K<Ops> {
             return Ops::mul(minus_dmin[part], Ops::lanes_u8(mins + g * kStripRows + part * Ops::kLanes));
         }
     };
+
+    struct WholeScales {
+        typename Ops::Reg d[kParts<Ops>], minus_dmin[kParts<Ops>];
+        const uint8_t* packed;
+
+        explicit WholeScales(const uint8_t* p) : packed(p + 4 * kStripRows) {
+            load_halves<Ops>(p, d);
+            load_halves<Ops>(p + 2 * kStripRows, minus_dmin);
+            for (auto& m : minus_dmin) m = Ops::sub(Ops::zero(), m);
+        }
+        typename Ops::Ints scale(int g, int part) const { return Ops::low_nibbles(packed + g * kStripRows + part * Ops::kLanes); }
+        typename Ops::Reg minimum(int g, int part) const { return Ops::high_nibbles(packed + g * kStripRows + part * Ops::kLanes); }
+    };
 };
 
 // The half d of each row, then for each of the block's 12 bytes of scales a line of 16.
