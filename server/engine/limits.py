@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
+ARC = Path("/proc/spl/kstat/zfs/arcstats")
 
 
 def cpus_allowed() -> list[int]:
@@ -32,9 +33,9 @@ def cgroup_quota(directory: Path) -> float | None:
 
 
 def available_memory() -> int:
-    """Bytes that this process can still get without swapping: what the kernel estimates, cut to what its cgroups leave."""
+    """Bytes that this process can still get without swapping: what the kernel estimates, with what ZFS would give back, cut to what its cgroups leave."""
     left = [left for directory in _cgroup_directories("memory") if (left := cgroup_memory(directory)) is not None]
-    return min([_meminfo("MemAvailable"), *left])
+    return min([_meminfo("MemAvailable") + _zfs_cache(), *left])
 
 
 def free_swap() -> int:
@@ -45,6 +46,16 @@ def free_swap() -> int:
 def _meminfo(name: str) -> int:
     line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) << 10
+
+
+def _zfs_cache() -> int:
+    """Bytes of files that ZFS keeps in a cache of its own, by default up to half of the memory, and lets go of when others want it."""
+    try:
+        rows = [line.split() for line in ARC.read_text().splitlines()]
+        values = {row[0]: int(row[2]) for row in rows if len(row) == 3 and row[2].isdecimal()}
+        return max(0, values["size"] - values["c_min"])
+    except (OSError, KeyError):  # no ZFS here
+        return 0
 
 
 def cgroup_memory(directory: Path) -> int | None:

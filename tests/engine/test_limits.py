@@ -86,3 +86,12 @@ def test_the_least_that_anyone_leaves_is_what_can_be_had(monkeypatch: pytest.Mon
         monkeypatch.setattr(limits, "_cgroup_directories", lambda _, found=directories: iter(found))
         assert limits.available_memory() == left * MIB
     assert limits.free_swap() == MIB
+
+
+def test_what_zfs_keeps_of_files_can_be_had_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write(tmp_path, {"meminfo": "MemAvailable: 1024 kB\n", "arcstats": f"9 1 0x01 1 2 3 4\nname type data\nsize 4 {30 * MIB}\nc_min 4 {10 * MIB}\n"})
+    monkeypatch.setattr(limits, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(limits, "_cgroup_directories", lambda _: iter(()))
+    assert limits.available_memory() == MIB
+    monkeypatch.setattr(limits, "ARC", tmp_path / "arcstats")
+    assert limits.available_memory() == 21 * MIB
