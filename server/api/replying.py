@@ -28,7 +28,7 @@ Made = TypeVar("Made")
 async def understood(request: Request, serving: Serving, read: Callable[[bytes, Serving, Loaded], Made]) -> Made:
     """What `read` makes of the body. Off the event loop, since templates, tokenizer and grammars would hold up the other streams.
 
-    Long bodies take turns, in order, and short ones pass them: a prompt's tokens take a hundred times its own memory while they are made.
+    Long bodies take turns, in order, and short ones pass them: while its tokens are made, a prompt takes some 200 times its own memory.
     """
     loaded, raw = serving.loaded(), await request.body()
     async with serving.long_reading if len(raw) > LONG else nullcontext():

@@ -195,7 +195,7 @@ def test_files_are_raised_to_what_the_connections_need(monkeypatch: pytest.Monke
 
 
 def test_long_bodies_are_read_one_at_a_time_and_short_ones_pass(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each takes a hundred times its memory while it is made into tokens."""
+    """Each takes some 200 times its memory while it is made into tokens."""
     begun, go_on, encode = threading.Semaphore(0), threading.Semaphore(0), ByteTokenizer._encode
 
     def slowly(tokenizer: ByteTokenizer, text: str, special: bool) -> list[int]:
