@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import resource
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 OTHERS = 1000  # connections beside those whose requests run or wait: idle ones, pages, probes
 FILES = 256  # open files that are no connections: the model's parts, logs, processes that try a grammar
 RETRY_S = 5
+TELL_S = 60
 EXCESS_S = 1.0  # for a connection too many to say what it wants
 
 TOO_MANY = f"The server has as many connections as it can hold. Close some, or try again in {RETRY_S} s."
@@ -41,6 +43,7 @@ class Connection(H11Protocol):
     read_s: float
     write_s: float
     most: int
+    told_at = -math.inf  # when the log was last told that all of them are taken; the loop's time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -54,7 +57,15 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._excess = len(self.connections) > self.most
+        if self._excess:
+            self._tell()
         self._watch_reading()
+
+    def _tell(self) -> None:
+        """Once a minute: it may be a flood."""
+        if self.loop.time() - type(self).told_at > TELL_S:
+            type(self).told_at = self.loop.time()
+            log.warning("All of the %d connections that there may be are taken: more of them get 503.", self.most)
 
     def data_received(self, data: bytes) -> None:
         if self._excess:  # only now: an answer to what is still on its way would be lost with it

@@ -159,17 +159,19 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
         yield server
 
 
-def test_a_connection_too_many_gets_503_for_whatever_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_too_many_gets_503_for_whatever_it_asks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with crowded(monkeypatch) as server:
         with connected(server):
             wait_for(lambda: len(server.runner._server.server_state.connections) == 4)
-            with connected(server, head("Content-Length: 5")) as connection:
-                reply = received(connection)
+            for _ in range(3):
+                with connected(server, head("Content-Length: 5")) as connection:
+                    reply = received(connection)
             status, error = status_and_error(reply)
             assert (status, error["type"]) == (503, "service_unavailable_error")
             assert error["message"] == "The server has as many connections as it can hold. Close some, or try again in 5 s."
             assert b"\r\nretry-after: 5\r\n" in reply.lower()
         assert server.chat().json()["choices"][0]["message"]["content"] == ECHO  # on the place that is free again
+        assert caplog.messages.count("All of the 4 connections that there may be are taken: more of them get 503.") == 1
 
 
 def test_a_connection_too_many_that_says_nothing_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
