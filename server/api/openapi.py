@@ -20,6 +20,7 @@ from server.api.problems import Json
 from server.api.schemas import anthropic, ollama, openai, responses
 from server.api.schemas.body import Body
 
+DESCRIPTION = "One local model, spoken to as OpenAI's, Anthropic's or Ollama's. Fields that nobody knows are ignored; every error is a sentence."
 REFERENCE = "#/components/schemas/{model}"
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"
 
@@ -93,7 +94,7 @@ class Api(FastAPI):
 
 def _document(app: FastAPI, *, keys: bool) -> Json:
     with warnings.catch_warnings(action="ignore"):  # of operation ids that are not unique yet
-        document = get_openapi(title=app.title, version=app.version, description=__doc__, routes=app.routes)
+        document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
     bodies, definitions = models_json_schema([(post.body, "validation") for post in POSTS.values()], ref_template=REFERENCE)
     schemas = {**definitions.get("$defs", {}), **{f"{name}_error": schema for name, schema in ERRORS.items()}}
     document["components"] = {"schemas": schemas}
