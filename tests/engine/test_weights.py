@@ -42,3 +42,34 @@ def test_all_but_the_embedding_and_float_matrices_end_in_tile_order(family: str,
     assert [matrix.rows for matrix in in_rows if matrix.type_id == 8] == [file.tensors["token_embd.weight"].shape[0]]
     assert told == sorted(told)
     assert told[-1] == (told[-1][1], sum(info.nbytes for info in file.tensors.values()))
+
+
+def test_a_slice_is_given_back_before_the_next_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a file that fills the memory is never there twice."""
+    held: dict[str, tuple[int, int]] = {}  # bytes of each tensor that are in the map
+    most: dict[str, int] = {}
+
+    def page_in(_: GGUFFile, name: str, begin: int, end: int) -> None:
+        first, last = held.get(name, (begin, begin))
+        assert last == begin
+        held[name] = first, end
+        most[name] = max(most.get(name, 0), end - first)
+
+    def give_back(_: GGUFFile, name: str, begin: int, end: int) -> None:
+        first, last = held.get(name, (begin, end))
+        assert first == begin
+        held[name] = min(end, last), last
+
+    write_tiny(tmp_path / "m.gguf", "qwen3moe", quant=lambda _: Type.Q8_0, hidden=256, heads=8, kv_heads=2, head_dim=32)
+    file = GGUFFile.open(tmp_path / "m.gguf")
+    monkeypatch.setattr(GGUFFile, "page_in", page_in)
+    monkeypatch.setattr(GGUFFile, "give_back", give_back)
+    monkeypatch.setattr("server.engine.native.SLICE", 20_000)
+    load_model(file, EngineConfig(cpu_infer=1)).engine.close()
+    laid_out = {name for name, info in file.tensors.items() if info.type_id is Type.Q8_0 and name != "token_embd.weight"}
+    assert len(laid_out) > 10
+    for name in laid_out:
+        nbytes = file.tensors[name].nbytes
+        assert held[name] == (nbytes, nbytes), name  # all of it was read, and nothing kept
+        assert most[name] <= max(20_000, 16 * 256 * 34 // 32), name
+    assert max(file.tensors[name].nbytes for name in laid_out) > 60_000
