@@ -58,6 +58,6 @@ def chosen_gguf(config: ModelConfig) -> Path:
     """The one GGUF file that the configuration names. Raises ModelNotFound or ModelError."""
     from server.engine.gguf.reader import find_gguf
 
-    if config.gguf_path is not None and config.gguf_path.parts[0] in ("http:", "https:", "hf:"):
+    if config.gguf_path is not None and config.gguf_path.parts[:1] in (("http:",), ("https:",), ("hf:",)):
         raise ModelNotFound(f"--gguf_path {config.gguf_path} is an address, and nothing is downloaded here: fetch the file first, then give its path.")
     return find_gguf(config.gguf_path or embedded_path(config.model))
