@@ -73,6 +73,8 @@ def _byte_level_bpe(metadata: Metadata) -> Tokenizer:
 def _sentencepiece(metadata: Metadata) -> Tokenizer:
     tokens = [str(token) for token in _array(metadata, "tokens")]
     scores, types = _array(metadata, "scores", len(tokens)), _array(metadata, "token_type", len(tokens))
+    if not all(isinstance(score, int | float) for score in scores):
+        raise GGUFError("The GGUF's tokenizer is damaged: tokenizer.ggml.scores holds something else than numbers. Download the file again.")
     merged = {token: float(score) for token, score, kind in zip(tokens, scores, types, strict=True) if kind in _MERGED}
     unknown = _token_id(metadata, "unknown", len(tokens), default=0)
     backend = sentencepiece.build(

@@ -159,6 +159,13 @@ def test_metadata_that_cannot_be_used(metadata: dict[str, object], key: str, val
         from_metadata(metadata)
 
 
+def test_scores_that_are_no_numbers(metadata: dict[str, object]) -> None:
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, list)
+    with pytest.raises(GGUFError, match="scores holds something else than numbers"):
+        from_metadata({**metadata, "tokenizer.ggml.scores": ["low"] * len(tokens)})
+
+
 def joined(text: str, scores: dict[str, float]) -> list[str]:
     """The rule itself: join the best pair of neighbours, the leftmost of equals, until there is none."""
     pieces = list(text)
