@@ -190,12 +190,19 @@ def test_a_config_that_asks_for_more_is_refused(change: dict[str, Any], sentence
 @pytest.mark.parametrize(
     ("rope", "sentence"),
     [
-        ({"type": "linear"}, "linear in its config.json has factor = None"),
-        ({"type": "linear", "factor": -2}, "linear in its config.json has factor = -2"),
-        ({"type": "yarn", "factor": 4}, "yarn in its config.json has original_max_position_embeddings = None"),
-        ({"type": "yarn", "factor": "four", "original_max_position_embeddings": 4096}, "yarn in its config.json has factor = 'four'"),
+        ({"type": "linear"}, "linear in its config.json lacks factor."),
+        ({"type": "linear", "factor": -2}, "its config.json has factor = -2, no positive number."),
+        ({"type": "yarn", "factor": 4}, "yarn in its config.json lacks original_max_position_embeddings."),
+        ({"type": "yarn", "factor": "four", "original_max_position_embeddings": 4096}, "its config.json has factor = 'four', no positive number."),
     ],
 )
 def test_a_config_whose_rope_lacks_a_number_is_told_which(rope: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ModelError, match=f"{sentence}, no positive number. Leave the flag out"):
+    with pytest.raises(ModelError, match=f"{sentence} Leave the flag out"):
         overridden(read(R1), {**CONFIG, "rope_scaling": rope})
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "rms_norm_eps", "rope_theta", "routed_scaling_factor", "n_group", "topk_group"])
+@pytest.mark.parametrize("value", [0, -1, "8"])
+def test_a_config_whose_numbers_are_none_is_told_which(key: str, value: object) -> None:
+    with pytest.raises(ModelError, match=f"its config.json has {key} = {value!r}, no positive number. Leave the flag out"):
+        overridden(read(R1), {**CONFIG, key: value})

@@ -52,9 +52,9 @@ def overridden(hparams: HParams, config: Config) -> HParams:
         _check_shapes(hparams.moe, _EXPERT_SHAPES, config)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     constants: dict[str, Any] = {
-        "context": config.get("max_position_embeddings"),
-        "norm_eps": config.get("rms_norm_eps"),
-        "rope_base": config.get("rope_theta", rope.get("rope_theta")),
+        "context": _positive(config, "max_position_embeddings"),
+        "norm_eps": _positive(config, "rms_norm_eps"),
+        "rope_base": _positive(config, "rope_theta") or _positive(rope, "rope_theta"),
         "moe": _experts(hparams.moe, config) if hparams.moe else None,
         **_rope_scaling(hparams, rope),
     }
@@ -95,9 +95,17 @@ def _yarn(hparams: HParams, rope: Config) -> Yarn:
 
 
 def _needed(rope: Config, kind: str, key: str) -> float:
-    value = rope.get(key)
-    if not isinstance(value, int | float) or not value > 0:
-        raise ModelError(f"--model_path: {kind} in its config.json has {key} = {value!r}, no positive number. Leave the flag out to use the GGUF's own values.")
+    value = _positive(rope, key)
+    if value is None:
+        raise ModelError(f"--model_path: {kind} in its config.json lacks {key}. Leave the flag out to use the GGUF's own values.")
+    return value
+
+
+def _positive(config: Config, key: str) -> float | None:
+    """The config's number, None where it has none. Raises ModelError for what is no number above 0."""
+    value = config.get(key)
+    if value is not None and (not isinstance(value, int | float) or not value > 0):
+        raise ModelError(f"--model_path: its config.json has {key} = {value!r}, no positive number. Leave the flag out to use the GGUF's own values.")
     return value
 
 
@@ -105,10 +113,10 @@ def _experts(moe: MixtureOfExperts, config: Config) -> MixtureOfExperts:
     method = _known(config, "topk_method", _GROUP_TOPS)
     constants: dict[str, Any] = {
         "normalize": config.get("norm_topk_prob"),
-        "scale": config.get("routed_scaling_factor"),
+        "scale": _positive(config, "routed_scaling_factor"),
         "gating": _known(config, "scoring_func", ("softmax", "sigmoid")),
-        "groups": 1 if method == "greedy" else config.get("n_group"),
-        "groups_used": 1 if method == "greedy" else config.get("topk_group"),
+        "groups": 1 if method == "greedy" else _positive(config, "n_group"),
+        "groups_used": 1 if method == "greedy" else _positive(config, "topk_group"),
         "group_top": _GROUP_TOPS.get(method or ""),
     }
     return replace(moe, **{field: value for field, value in constants.items() if value is not None})
