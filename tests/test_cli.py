@@ -353,7 +353,7 @@ def test_an_interrupt_stops_the_reply_and_keeps_what_was_said(talk, monkeypatch,
     assert talk.messages[-1]["content"] == "Hello."
 
 
-WRONG = [("--temperature", "-1"), ("--temperature", "nan"), ("--top_p", "0"), ("--top_p", "1.1"), ("--prompt_file", "nowhere.txt")]
+WRONG = [("--temperature", "-1"), ("--temperature", "nan"), ("--top_p", "0"), ("--top_p", "1.1"), ("--seed", str(2**63)), ("--prompt_file", "nowhere.txt")]
 
 
 @pytest.mark.parametrize(("flag", "value"), WRONG)

@@ -54,6 +54,8 @@ def _sampling(arguments: Namespace) -> SamplingParams:
         raise ConfigError(f"--temperature is {arguments.temperature}, but it must be 0 (greedy) or more.")
     if not 0 < arguments.top_p <= 1:
         raise ConfigError(f"--top_p is {arguments.top_p}, but it must be above 0 and at most 1.")
+    if arguments.seed is not None and not -(2**63) <= arguments.seed < 2**63:
+        raise ConfigError(f"--seed is {arguments.seed}, but it must be a whole number of at most 63 bits.")
     return SamplingParams(temperature=arguments.temperature, top_p=arguments.top_p, seed=arguments.seed)
 
 
