@@ -124,6 +124,8 @@ def test_yarn_of_the_others_scales_cos_and_sin_alone() -> None:
         ({"rope__scaling__factor": 4.0}, 4),  # files that are older than the type
         ({"rope__scale_linear": 4.0}, 4),  # or than this name of the factor
         ({"rope__scaling__factor": 4.0, "rope__scale_linear": 2.0}, 4),
+        ({"rope__scaling__factor": 0.0}, 1),  # llama.cpp's word for none
+        ({"rope__scale_linear": 0.0}, 1),
     ],
     ids=str,
 )

@@ -151,8 +151,9 @@ def _rope_scaling(keys: Keys) -> str:
 
 
 def _linear_scale(keys: Keys) -> float:
-    """The factor, in the first files under another name; without one positions are as they are."""
-    return keys.number("rope.scaling.factor", default=keys.number("rope.scale_linear", default=1.0))
+    """The factor, in the first files under another name; without one, or with 0 in its place, positions are as they are."""
+    name = "rope.scaling.factor" if keys.has("rope.scaling.factor") else "rope.scale_linear"
+    return 1.0 if keys.is_zero(name) else keys.number(name, default=1.0)
 
 
 def _yarn(keys: Keys) -> Yarn:

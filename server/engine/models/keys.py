@@ -22,6 +22,9 @@ class Keys:
     def has(self, key: str) -> bool:
         return self._name(key) in self._metadata
 
+    def is_zero(self, key: str) -> bool:
+        return self._metadata.get(self._name(key)) == 0
+
     def number(self, key: str, default: float | None = None) -> float:
         """A number above 0."""
         value = self._metadata.get(self._name(key), default)
