@@ -15,6 +15,8 @@ import asyncio
 import logging
 import math
 import resource
+import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +37,29 @@ EXCESS_S = 1.0  # for a connection too many to say what it wants
 TOO_MANY = f"The server has as many connections as it can hold. Close some, or try again in {RETRY_S} s."
 NOT_HTTP = "This is not HTTP/1.1 as the server reads it: a damaged request line or header, or a head above 16 KB. Check the client, and http against https."
 SLOW_HEAD = "The request's head did not arrive within {:g} s (--read_timeout_s)."
+
+
+class Listener(socket.socket):
+    """A listening socket that leaves half of FILES alone: a connection that would take of them is closed as it comes.
+
+    They are too many even to be told so. Of those that shake no hands in TLS nothing else bounds the number, since a Connection is made only behind that.
+    """
+
+    told_at = -math.inf  # time.monotonic(), when the log last heard of it
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if connection.fileno() >= most - min(FILES, most) // 2:  # the kernel gives the lowest number that is free
+            connection.close()
+            self._tell()
+            raise ConnectionAbortedError  # for asyncio one that left by itself; for want of a file it would log thousands of tracebacks a second
+        return connection, address
+
+    def _tell(self) -> None:
+        if time.monotonic() - self.told_at > TELL_S:
+            self.told_at = time.monotonic()
+            log.warning("Nearly all of the files that this process may open are taken, by connections most likely: new ones are closed.")
 
 
 class Connection(H11Protocol):

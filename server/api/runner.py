@@ -23,7 +23,7 @@ from prometheus_client import start_http_server
 from sse_starlette.sse import AppStatus
 
 from server.api.app import create_app
-from server.api.connection import most_connections, with_limits
+from server.api.connection import Listener, most_connections, with_limits
 from server.api.serving import Loaded, Serving
 from server.config import ApiConfig
 from server.errors import ConfigError, DeviceError
@@ -39,7 +39,7 @@ CLOSING_S = 5  # for replies that are written but not read yet, once the engine 
 def bind(config: ApiConfig) -> socket.socket:
     """The listening socket, before anything expensive happens. DeviceError when the port or the address cannot be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = Listener(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     _notice_dead_clients(listener)
     try:

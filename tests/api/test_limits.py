@@ -20,7 +20,8 @@ import pytest
 from server.api import connection as connection_limits
 from server.api.limits import MOST_HELD
 from server.api.replying import LONG
-from server.config import SchedulerConfig
+from server.api.runner import bind
+from server.config import ApiConfig, SchedulerConfig
 from server.scheduler.reply import MOST_WAITING
 from server.text.tokenizer import ByteTokenizer
 from tests.api.live import ECHO, USER, Live, live, wait_for
@@ -180,6 +181,20 @@ def test_a_connection_too_many_that_says_nothing_does_not_stay(monkeypatch: pyte
         start = time.monotonic()
         assert received(connection) == b""
         assert time.monotonic() - start < 3  # the read timeout is 30 s
+
+
+def test_connections_leave_some_files_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A model, a grammar or an import must be able to open one, however many clients come."""
+    with bind(ApiConfig(port=0)) as listener, monkeypatch.context() as patch:
+        patch.setattr(connection_limits.resource, "getrlimit", lambda kind: (0, 0))
+        with socket.create_connection(listener.getsockname(), timeout=10) as connection:
+            with pytest.raises(ConnectionAbortedError):
+                listener.accept()
+            assert connection.recv(1) == b""
+        assert "files that this process may open are taken" in caplog.text
+        patch.undo()
+        with socket.create_connection(listener.getsockname(), timeout=10), listener.accept()[0]:
+            pass
 
 
 def test_files_are_raised_to_what_the_connections_need(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
