@@ -170,6 +170,34 @@ def test_a_configs_constants_win() -> None:
     assert (h.moe.groups_used, h.moe.group_top, h.moe.gating, h.moe.scale) == (3, 1, "softmax", 16)
 
 
+LINEAR = {"rope__scaling__type": "linear", "rope__scaling__factor": 2.0}
+YARN = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 10240}
+
+
+@pytest.mark.parametrize("file", [{}, LINEAR, YARN], ids=["none", "linear", "yarn"])
+@pytest.mark.parametrize(
+    ("config", "scale", "yarn"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 8}}, 8, None),
+        ({"rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 5120}}, 1, 8),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 8}}, 8, None),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, 1, None),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1, None),
+        ({"rope_scaling": None}, 1, None),
+    ],
+    ids=str,
+)
+def test_a_config_that_speaks_of_rope_scaling_wins_whole(file: dict[str, Any], config: dict[str, Any], scale: float, yarn: float | None) -> None:
+    h = overridden(read(QWEN, "qwen3moe", **file), config)
+    assert (h.rope_scale, h.yarn and h.yarn.factor) == (scale, yarn)
+
+
+@pytest.mark.parametrize("file", [{}, LINEAR, YARN], ids=["none", "linear", "yarn"])
+def test_a_config_that_does_not_keeps_the_files(file: dict[str, Any]) -> None:
+    h = read(QWEN, "qwen3moe", **file)
+    assert overridden(h, {"rope_theta": h.rope_base}) == h
+
+
 @pytest.mark.parametrize("key", ["kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"])
 def test_a_config_of_other_shapes_is_another_models(key: str) -> None:
     with pytest.raises(ModelError, match=rf"{key} = 7, but the GGUF file has {CONFIG[key]}\. It is the config of another model"):

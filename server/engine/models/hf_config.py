@@ -41,6 +41,7 @@ _GROUP_TOPS = {"greedy": 1, "group_limited_greedy": 1, "noaux_tc": 2}  # DeepSee
 def overridden(hparams: HParams, config: Config) -> HParams:
     """The file's hyperparameters with the config's constants: context, norm_eps, rope, and how experts are weighted and grouped.
 
+    What it does not name stays the file's; rope scaling that is null is named, and none.
     Raises ModelError when it is another model's config, UnsupportedModel when it asks for what does not run here.
     """
     _check_shapes(hparams, _SHAPES, config)
@@ -50,15 +51,16 @@ def overridden(hparams: HParams, config: Config) -> HParams:
         _check_shapes(hparams, _GROUPED_QUERY_SHAPES, config)
     if hparams.moe:
         _check_shapes(hparams.moe, _EXPERT_SHAPES, config)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    said = [config[key] for key in ("rope_parameters", "rope_scaling") if key in config]
+    rope: Config = next(filter(None, said), {})
     constants: dict[str, Any] = {
         "context": _positive(config, "max_position_embeddings"),
         "norm_eps": _positive(config, "rms_norm_eps"),
         "rope_base": _positive(config, "rope_theta") or _positive(rope, "rope_theta"),
         "moe": _experts(hparams.moe, config) if hparams.moe else None,
-        **_rope_scaling(hparams, rope),
     }
-    return replace(hparams, **{field: value for field, value in constants.items() if value is not None}).checked()
+    given = {field: value for field, value in constants.items() if value is not None}
+    return replace(hparams, **given, **(_rope_scaling(hparams, rope) if said else {})).checked()
 
 
 def _check_shapes(shapes: object, names: Mapping[str, str], config: Config) -> None:
@@ -69,13 +71,14 @@ def _check_shapes(shapes: object, names: Mapping[str, str], config: Config) -> N
 
 
 def _rope_scaling(hparams: HParams, rope: Config) -> dict[str, Any]:
+    """Both of its fields, so that nothing of the file's own scaling stays: half of each would be neither model."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "linear":
-        return {"rope_scale": float(_needed(rope, kind, "factor"))}
+        return {"rope_scale": float(_needed(rope, kind, "factor")), "yarn": None}
     if kind == "yarn":
-        return {"yarn": _yarn(hparams, rope)}
+        return {"rope_scale": 1.0, "yarn": _yarn(hparams, rope)}
     if kind in ("default", "llama3"):  # llama3's factors are a tensor of the file
-        return {}
+        return {"rope_scale": 1.0, "yarn": None}
     raise UnsupportedModel(f"--model_path: rope scaling {kind!r} in config.json is not supported yet. Leave the flag out to use the GGUF's own values.")
 
 
