@@ -107,7 +107,7 @@ def _engine(
     model = _build(file, hparams, weights, model_ops)
     cache = KVCache.allocate(hparams, hparams.context, resolve_cache_type(config.cache_type, on_gpu), ops.device)
     native.check_nodes()
-    check_ram(laid_out_bytes(file.tensors, hparams.layers, on_gpu=on_gpu))
+    check_ram(laid_out_bytes(file.tensors, hparams, on_gpu=on_gpu))
     weights.lay_out(progress or (lambda *_: None))
     chunk = config.prefill_chunk or (GPU_CHUNK if on_gpu else CPU_CHUNK)
     return GpuEngine(model, cache, ops, chunk, wrap is None) if isinstance(ops, GpuOps) else LocalEngine(model, cache, ops, chunk, wrap is None)

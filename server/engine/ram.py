@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from server.engine.gguf.header import TensorInfo
-from server.engine.gguf.names import OUTPUT, TOKEN_EMBD, block_of
+from server.engine.gguf.names import OUTPUT, TOKEN_EMBD
 from server.engine.kernels.formats import FORMATS
 from server.engine.limits import available_memory, free_swap
+from server.engine.models.config import HParams
+from server.engine.models.used import used_tensors
 from server.errors import DeviceError
 
 
-def laid_out_bytes(tensors: Mapping[str, TensorInfo], layers: int, *, on_gpu: bool) -> int:
-    """Bytes of what is laid out in memory of our own; the rest stays in the map, which the kernel can read again. With a GPU these are the experts."""
+def laid_out_bytes(tensors: Mapping[str, TensorInfo], hparams: HParams, *, on_gpu: bool) -> int:
+    """Bytes of what is laid out in memory of our own, with a GPU the experts; the rest stays in the map, which the kernel can read again."""
+    used = used_tensors(tensors, hparams)
 
     def laid_out(name: str) -> bool:
         if name == TOKEN_EMBD:
-            return OUTPUT not in tensors and not on_gpu
-        return (block_of(name) or 0) < layers and (not on_gpu or "_exps." in name)
+            return OUTPUT not in used and not on_gpu
+        return not on_gpu or "_exps." in name
 
-    return sum(info.nbytes for name, info in tensors.items() if info.type_id in FORMATS and len(info.shape) > 1 and laid_out(name))
+    return sum(info.nbytes for name, info in used.items() if info.type_id in FORMATS and len(info.shape) > 1 and laid_out(name))
 
 
 def check_ram(needed: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,11 @@ class Weights:
         self._matrices: dict[str, Matrix] = {}  # what may be laid out, by tensor
         self._made: list[Matrix] = []
         self._left: set[str] = set()  # known, and not read
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """All that the file holds."""
+        return self._file.tensors
 
     def has(self, name: str) -> bool:
         return name in self._file.tensors
@@ -67,7 +72,7 @@ class Weights:
         for matrix in self._made:
             for _ in self._ops.lay_out(matrix):
                 pass
-        sizes = {name: self._file.tensors[name].nbytes for name in sorted(self._used - self._left, key=self._file.place)}
+        sizes = {name: self._file.tensors[name].nbytes for name in sorted(self._used, key=self._file.place)}
         done, total = 0, sum(sizes.values())
         for name, nbytes in sizes.items():
             for read in self._lay_out_tensor(name):
@@ -97,16 +102,13 @@ class Weights:
         info = self._take(name, (length,))
         return torch.from_numpy(np.array(dequantize(self._file.data(name), int(info.type_id), (length,)), dtype=np.float32)).to(self._ops.device)
 
-    def leave(self, prefix: str) -> int:
-        """Count the tensors whose names begin so as used: they are known, and nothing is lost without them. Returns how many there are."""
-        left = {name for name in self._file.tensors if name.startswith(prefix)}
-        self._used |= left
-        self._left |= left
-        return len(left)
+    def leave(self, names: Iterable[str]) -> None:
+        """These tensors are known and are not read: nothing is lost without them."""
+        self._left |= set(names)
 
     def check_all_used(self) -> None:
-        """Every tensor of the file was asked for: to run without some would give wrong answers silently."""
-        unused = sorted(set(self._file.tensors) - self._used)
+        """Every tensor of the file was asked for, or left: to run without some would give wrong answers silently."""
+        unused = sorted(set(self._file.tensors) - self._used - self._left)
         if unused:
             shown = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             raise UnsupportedModel(

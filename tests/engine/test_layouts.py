@@ -49,7 +49,13 @@ def flat_and_all_three(metadata: Metadata, tensors: Tensors) -> None:
     for name, tensor in list(tensors.items()):
         if name.endswith(("attn_k_b.weight", "attn_v_b.weight")):
             tensors[name] = renamed(tensor, name, (tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
-    tensors["blk.0.attn_kv_b.weight"] = TensorData.from_array("blk.0.attn_kv_b.weight", np.zeros((176, 32), np.float32), T.F32)
+    all_three(metadata, tensors)
+
+
+def all_three(metadata: Metadata, tensors: Tensors) -> None:
+    """kv_b beside k_b and v_b, in every layer."""
+    for i in range(sum(name.endswith(".attn_k_b.weight") for name in tensors)):
+        tensors[f"blk.{i}.attn_kv_b.weight"] = TensorData.from_array(f"blk.{i}.attn_kv_b.weight", np.zeros((176, 32), np.float32), T.Q8_0)
 
 
 def bias_without_suffix(metadata: Metadata, tensors: Tensors) -> None:

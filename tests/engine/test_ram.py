@@ -19,6 +19,8 @@ from server.engine.models.registry import family
 from server.engine.native import open_ops
 from server.engine.weights import Weights
 from server.errors import DeviceError
+from tests.engine.rewrite import Change, rewrite
+from tests.engine.test_layouts import all_three, prediction_block
 from tests.engine.test_models import wide
 from tests.engine.tiny_models import write_tiny
 
@@ -36,14 +38,25 @@ def test_the_bytes_are_those_of_what_is_laid_out(name: str, kind: T, tie: bool, 
     family(hparams.architecture)(weights, hparams, 96, ops)
     in_ram = [matrix.host for matrix in weights._matrices.values() if matrix.experts] if on_gpu else list(weights._matrices.values())
     expected = sum(matrix.nbytes for matrix in in_ram if matrix.strips_left)
-    assert ram.laid_out_bytes(file.tensors, hparams.layers, on_gpu=on_gpu) == expected
+    assert ram.laid_out_bytes(file.tensors, hparams, on_gpu=on_gpu) == expected
     native.close()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("change", [all_three, prediction_block])
+def test_what_no_layer_takes_is_not_counted(change: Change, on_gpu: bool, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3", quant=lambda _: T.Q8_0, **wide("deepseek-v3"))
+    plain = GGUFFile.open(tmp_path / "m.gguf")
+    needed = ram.laid_out_bytes(plain.tensors, HParams.from_metadata(plain.metadata), on_gpu=on_gpu)
+    more = rewrite(tmp_path / "m.gguf", change)
+    assert more.nbytes > plain.nbytes
+    assert ram.laid_out_bytes(more.tensors, HParams.from_metadata(more.metadata), on_gpu=on_gpu) == needed
 
 
 def test_a_model_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny(tmp_path / "m.gguf", "qwen3moe", quant=lambda _: T.Q8_0)
     file, read = GGUFFile.open(tmp_path / "m.gguf"), []
-    needed = ram.laid_out_bytes(file.tensors, 2, on_gpu=False)
+    needed = ram.laid_out_bytes(file.tensors, HParams.from_metadata(file.metadata), on_gpu=False)
     monkeypatch.setattr(ram, "available_memory", lambda: needed - 5)
     monkeypatch.setattr(ram, "free_swap", lambda: 4)
     with pytest.raises(DeviceError, match=r"weights take 0\.0 GB of memory, but 0\.0 GB are available, and 0\.0 GB of swap\. Close other programs"):

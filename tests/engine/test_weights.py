@@ -12,6 +12,8 @@ from server.config import EngineConfig
 from server.engine.gguf.reader import GGUFFile
 from server.engine.loader import load_model
 from server.engine.ops import Matrix, Ops
+from tests.engine.rewrite import Change, rewrite
+from tests.engine.test_layouts import all_three, prediction_block
 from tests.engine.tiny_models import write_tiny
 
 
@@ -42,6 +44,29 @@ def test_all_but_the_embedding_and_float_matrices_end_in_tile_order(family: str,
     assert [matrix.rows for matrix in in_rows if matrix.type_id == 8] == [file.tensors["token_embd.weight"].shape[0]]
     assert told == sorted(told)
     assert told[-1] == (told[-1][1], sum(info.nbytes for info in file.tensors.values()))
+
+
+@pytest.mark.parametrize("change", [all_three, prediction_block])
+def test_what_no_layer_takes_is_not_read(change: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3")
+    plain = GGUFFile.open(tmp_path / "m.gguf")
+    file, data, page_in = rewrite(tmp_path / "m.gguf", change), GGUFFile.data, GGUFFile.page_in
+    read: set[str] = set()
+    told: list[int] = []
+
+    def noted_data(file: GGUFFile, name: str) -> memoryview:
+        read.add(name)
+        return data(file, name)
+
+    def noted_page_in(file: GGUFFile, name: str, begin: int, end: int) -> None:
+        read.add(name)
+        page_in(file, name, begin, end)
+
+    monkeypatch.setattr(GGUFFile, "data", noted_data)
+    monkeypatch.setattr(GGUFFile, "page_in", noted_page_in)
+    load_model(file, EngineConfig(cpu_infer=1), progress=lambda _, total: told.append(total)).engine.close()
+    assert set(file.tensors) > set(plain.tensors) == read
+    assert told[-1] == sum(info.nbytes for info in plain.tensors.values())
 
 
 def test_a_slice_is_given_back_before_the_next_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

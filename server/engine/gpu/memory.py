@@ -10,10 +10,11 @@ import torch
 from gguf.constants import GGMLQuantizationType
 
 from server.engine.gguf.header import TensorInfo
-from server.engine.gguf.names import OUTPUT, TOKEN_EMBD, block_of
+from server.engine.gguf.names import OUTPUT, TOKEN_EMBD
 from server.engine.kernels import attention_plan
 from server.engine.kernels.formats import FORMATS
 from server.engine.models.config import HParams
+from server.engine.models.used import used_tensors
 from server.errors import DeviceError
 
 OPENED_BYTES = 64 << 20  # of bfloat16 weights that are opened at a time
@@ -56,15 +57,14 @@ def no_memory_left(use: str, error: torch.OutOfMemoryError) -> DeviceError:
 
 
 def dense_bytes(tensors: Mapping[str, TensorInfo], hparams: HParams) -> int:
-    """Bytes of the tensors that go to the GPU: all but routed experts, the embedding (unless it is the head as well), and blocks that are not used."""
-    tied = OUTPUT not in tensors
-    return sum(_device_bytes(info, hparams) for name, info in tensors.items() if _is_dense(name, tied, hparams.layers))
+    """Bytes of the tensors that go to the GPU: all but routed experts, the embedding (unless it is the head as well), and what no layer takes."""
+    used = used_tensors(tensors, hparams)
+    tied = OUTPUT not in used
+    return sum(_device_bytes(info, hparams) for name, info in used.items() if _is_dense(name, tied))
 
 
-def _is_dense(name: str, tied: bool, layers: int) -> bool:
-    if name == TOKEN_EMBD:
-        return tied
-    return (block_of(name) or 0) < layers and "_exps." not in name
+def _is_dense(name: str, tied: bool) -> bool:
+    return tied if name == TOKEN_EMBD else "_exps." not in name
 
 
 def _device_bytes(info: TensorInfo, hparams: HParams) -> int:

@@ -64,8 +64,7 @@ def _queries(block: Block, latent: LatentAttention, q_rows: int, norm: Norm) -> 
 def _expansion(block: Block, latent: LatentAttention) -> tuple[Matrix, Matrix]:
     """k_b, `heads` of [kv_lora, nope], and v_b, `heads` of [v_dim, kv_lora]: two tensors, or in older files the rows of one, of which some hold all three."""
     heads = block.hparams.heads
-    if block.has("attn_k_b.weight"):
-        block.weights.leave(block.name("attn_kv_b."))
+    if block.has("attn_k_b.weight"):  # attn_kv_b beside it is left (models/used.py)
         k_b = block.matrix("attn_k_b", latent.kv_lora, latent.nope_dim, heads)
         return k_b, block.matrix("attn_v_b", latent.v_dim, latent.kv_lora, heads)
     return _split(block, heads, latent)

@@ -12,6 +12,7 @@ from torch import Tensor
 from server.engine.layers.linear import Embedding, Linear
 from server.engine.models.block import Block
 from server.engine.models.config import HParams
+from server.engine.models.used import predicts, used_tensors
 from server.engine.ops import Cache, Norm, Ops, Span
 from server.engine.weights import Weights
 
@@ -78,7 +79,7 @@ def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, laye
     """
     embedding = weights.table("token_embd.weight", vocab_size, hparams.hidden)
     head = weights.matrix("output.weight" if weights.has("output.weight") else "token_embd.weight", vocab_size, hparams.hidden)
-    _leave_mtp(weights, hparams)
+    _leave_unused(weights, hparams)
     return Transformer(
         hparams=hparams,
         vocab_size=vocab_size,
@@ -88,8 +89,8 @@ def assemble(weights: Weights, hparams: HParams, vocab_size: int, ops: Ops, laye
     )
 
 
-def _leave_mtp(weights: Weights, hparams: HParams) -> None:
-    """The blocks behind the last layer guess further tokens (DeepSeek-V3, 2.2). The model's own answers do without."""
-    left = sum(weights.leave(f"blk.{hparams.layers + i}.") for i in range(hparams.mtp_layers))
-    if left:
-        _log.info("%d tensors for multi-token prediction are in the file and not used: this version generates without them.", left)
+def _leave_unused(weights: Weights, hparams: HParams) -> None:
+    left = weights.tensors.keys() - used_tensors(weights.tensors, hparams).keys()
+    weights.leave(left)
+    if predicting := sum(predicts(name, hparams) for name in left):
+        _log.info("%d tensors for multi-token prediction are in the file and not used: this version generates without them.", predicting)

@@ -64,13 +64,26 @@ def test_experts_and_the_embedding_stay_in_ram() -> None:
     assert on_gpu + in_ram == sum(info.nbytes for info in tensors.values())
     tied = {name: info for name, info in tensors.items() if name != "output.weight"}
     assert dense_bytes(tied, hparams) == on_gpu - tensors["output.weight"].nbytes + tensors["token_embd.weight"].nbytes
-    beyond = replace(tensors["blk.1.attn_norm.weight"], name="blk.27.attn_norm.weight")  # a block for multi-token prediction
-    assert dense_bytes({**tensors, beyond.name: beyond}, hparams) == on_gpu
+
+
+@pytest.mark.parametrize("name", ["blk.27.attn_norm.weight", "blk.27.nextn.eh_proj.weight", "blk.1.attn_kv_b.weight"])
+def test_what_no_layer_takes_is_not_counted(name: str) -> None:
+    """A block for multi-token prediction, and the joined expansion beside its two parts."""
+    tensors = tensors_of("v2-lite")
+    hparams = HParams.from_metadata(synthetic_metadata("v2-lite", shape_named("v2-lite"), mix_named("q4_k_m")))
+    hparams = replace(hparams, mtp_layers=1)
+    assert dense_bytes({**tensors, name: TensorInfo(name, (4096, 512), T.Q8_0, 0, 4096 * 544)}, hparams) == dense_bytes(tensors, hparams)
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "joined"),
-    [("llama", T.F16, False), ("llama", T.Q4_K, False), ("llama", T.IQ2_XXS, False), ("deepseek-v3", T.Q8_0, True), ("deepseek-v3", T.IQ3_S, True)],
+    [
+        ("llama", T.F16, False),
+        ("llama", T.Q4_K, False),
+        ("llama", T.IQ2_XXS, False),
+        ("deepseek-v3", T.Q8_0, True),
+        ("deepseek-v3", T.IQ3_S, True),
+    ],
     ids=str,
 )
 def test_the_plan_is_what_the_weights_take(name: str, kind: T, joined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +113,7 @@ def test_a_tensor_of_an_odd_name_is_no_trouble_here() -> None:
     """Whether a file may hold it is said where the model is built."""
     odd = {name: TensorInfo(name, (4,), T.F32, 0, 16) for name in ("blk", "blk.", "blk.x.ffn_up.weight", "blk.99.ffn_up.weight")}
     hparams = HParams.from_metadata(synthetic_metadata("v2-lite", shape_named("v2-lite"), mix_named("q4_k_m")))
-    assert dense_bytes(odd, hparams) == 3 * 16
+    assert dense_bytes(odd, hparams) == 4 * 16
 
 
 def test_scratch_does_not_grow_with_the_context() -> None:
