@@ -9,7 +9,7 @@ from server.engine.gguf.names import OUTPUT, TOKEN_EMBD
 from server.engine.kernels.formats import FORMATS
 from server.engine.limits import available_memory, free_swap
 from server.engine.models.config import HParams
-from server.engine.models.used import used_tensors
+from server.engine.models.used import is_joined, joined_halves, used_tensors
 from server.errors import DeviceError
 
 
@@ -22,7 +22,12 @@ def laid_out_bytes(tensors: Mapping[str, TensorInfo], hparams: HParams, *, on_gp
             return OUTPUT not in used and not on_gpu
         return not on_gpu or "_exps." in name
 
-    return sum(info.nbytes for name, info in used.items() if info.type_id in FORMATS and len(info.shape) > 1 and laid_out(name))
+    def nbytes(info: TensorInfo) -> int:
+        if hparams.latent and is_joined(info.name, hparams):  # both halves are made, whatever their types
+            return sum(half.nbytes for half in joined_halves(info, hparams.latent))
+        return info.nbytes if info.type_id in FORMATS and len(info.shape) > 1 else 0
+
+    return sum(nbytes(info) for name, info in used.items() if laid_out(name))
 
 
 def check_ram(needed: int) -> None:

@@ -42,6 +42,18 @@ def test_the_bytes_are_those_of_what_is_laid_out(name: str, kind: T, tie: bool, 
     native.close()
 
 
+@pytest.mark.parametrize("kind", [T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_K, T.IQ2_XXS], ids=lambda t: t.name)
+def test_both_halves_of_a_joined_expansion_are_memory_of_our_own(kind: T, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "m.gguf", "deepseek-v3", quant=lambda name: kind if "kv_b" in name else T.F32, joined_kv_b=True, **wide("deepseek-v3"))
+    file, native = GGUFFile.open(tmp_path / "m.gguf"), open_ops(1)
+    hparams, weights = HParams.from_metadata(file.metadata), Weights(file, native)
+    family(hparams.architecture)(weights, hparams, 96, native)
+    assert file.tensors["blk.0.attn_kv_b.weight"].type_id is kind
+    assert ram.laid_out_bytes(file.tensors, hparams, on_gpu=False) == sum(matrix.nbytes for matrix in weights._made)
+    assert ram.laid_out_bytes(file.tensors, hparams, on_gpu=True) == 0
+    native.close()
+
+
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("change", [all_three, prediction_block])
 def test_what_no_layer_takes_is_not_counted(change: Change, on_gpu: bool, tmp_path: Path) -> None:

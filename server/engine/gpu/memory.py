@@ -14,7 +14,7 @@ from server.engine.gguf.names import OUTPUT, TOKEN_EMBD
 from server.engine.kernels import attention_plan
 from server.engine.kernels.formats import FORMATS
 from server.engine.models.config import HParams
-from server.engine.models.used import used_tensors
+from server.engine.models.used import is_joined, joined_halves, used_tensors
 from server.errors import DeviceError
 
 OPENED_BYTES = 64 << 20  # of bfloat16 weights that are opened at a time
@@ -68,14 +68,9 @@ def _is_dense(name: str, tied: bool) -> bool:
 
 
 def _device_bytes(info: TensorInfo, hparams: HParams) -> int:
-    """As in the file, but for types that have rows only, which are opened to bfloat16, and for the joined expansion of old latent files, whose key half
-    becomes F16 (models/deepseek2.py)."""
-    values = math.prod(info.shape)
-    nbytes = info.nbytes if info.type_id in KEPT else 2 * values
-    if not info.name.endswith("attn_kv_b.weight") or hparams.latent is None:
-        return nbytes
-    nope, v_dim = hparams.latent.nope_dim, hparams.latent.v_dim
-    return nbytes * v_dim // (nope + v_dim) + 2 * values * nope // (nope + v_dim)
+    """As in the file, or as what is made of it, but for types that have rows only, which are opened to bfloat16."""
+    parts = joined_halves(info, hparams.latent) if hparams.latent and is_joined(info.name, hparams) else (info,)
+    return sum(part.nbytes if part.type_id in KEPT else 2 * math.prod(part.shape) for part in parts)
 
 
 def scratch_bytes(hparams: HParams, vocab_size: int, chunk: int) -> int:

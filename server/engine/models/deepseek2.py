@@ -7,7 +7,6 @@ small experts, of which the router chooses some, besides shared ones that are al
 from __future__ import annotations
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from server.engine.gguf.quants import dequantize, quantize
@@ -16,6 +15,7 @@ from server.engine.layers.mla import MultiHeadLatentAttention
 from server.engine.models.block import Block, feed_forward, rotary
 from server.engine.models.config import HParams, LatentAttention
 from server.engine.models.transformer import DecoderLayer, Transformer, assemble
+from server.engine.models.used import transposed_type
 from server.engine.ops import Matrix, Norm, Ops, Rotation
 from server.engine.weights import Weights
 
@@ -72,14 +72,14 @@ def _expansion(block: Block, latent: LatentAttention) -> tuple[Matrix, Matrix]:
 
 def _split(block: Block, heads: int, latent: LatentAttention) -> tuple[Matrix, Matrix]:
     """attn_kv_b [heads * (nope + v_dim), kv_lora], a head's rows of k and then of v: v's keep their blocks, k's are transposed, for which blocks have
-    to be opened; half floats hold what was in them to 11 bits."""
+    to be opened (models/used.py says what this takes)."""
     nope, v_dim, kv_lora = latent.nope_dim, latent.v_dim, latent.kv_lora
     name = block.name("attn_kv_b.weight")
     kind, rows = block.weights.rows(name, heads * (nope + v_dim), kv_lora)
     by_head = rows.reshape(heads, nope + v_dim, -1)
     v_b = block.weights.made(name, kind, v_dim, kv_lora, _bytes(by_head[:, nope:]), heads)  # first: it refuses a type that does not run
     k = dequantize(np.ascontiguousarray(by_head[:, :nope]), kind, (heads, nope, kv_lora))
-    k_kind = kind if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16) else GGMLQuantizationType.F16
+    k_kind = transposed_type(kind)
     return block.weights.made(name, k_kind, kv_lora, nope, _bytes(quantize(k.swapaxes(1, 2), k_kind)), heads), v_b
 
 

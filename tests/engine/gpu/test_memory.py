@@ -81,6 +81,7 @@ def test_what_no_layer_takes_is_not_counted(name: str) -> None:
         ("llama", T.F16, False),
         ("llama", T.Q4_K, False),
         ("llama", T.IQ2_XXS, False),
+        ("deepseek-v3", T.F32, True),
         ("deepseek-v3", T.Q8_0, True),
         ("deepseek-v3", T.IQ3_S, True),
     ],
