@@ -9,6 +9,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,10 +28,10 @@ def test_a_directory_that_may_not_be_looked_into_is_a_sentence(
     (tmp_path / "IN").write_text("{}")
     closed, look = str(tmp_path / "OUT"), os.stat
 
-    def stat(path: object, **options: object) -> os.stat_result:
+    def stat(path: Any, **options: Any) -> os.stat_result:
         if str(path).startswith(closed):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return look(path, **options)  # type: ignore[arg-type]
+        return look(path, **options)
 
     monkeypatch.setattr(os, "stat", stat)
     assert main([str(tmp_path / word) if word.startswith(("IN", "OUT")) else word for word in command]) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from server.cli import load
-from server.config import EngineConfig
+from server.config import Device, EngineConfig
 
 CUDA = "There is a GPU, but everything runs on the CPU: torch is built for CUDA 13.0"
 
@@ -26,7 +26,7 @@ CUDA = "There is a GPU, but everything runs on the CPU: torch is built for CUDA 
     ],
 )
 def test_a_gpu_that_torch_cannot_use_is_mentioned(
-    cuda: str | None, usable: bool, visible: str | None, device: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cuda: str | None, usable: bool, visible: str | None, device: Device, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(load, "gpu_nodes", lambda: 1)
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -35,7 +35,7 @@ def test_a_gpu_that_torch_cannot_use_is_mentioned(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with caplog.at_level(logging.INFO):
-        load._mention_gpu(EngineConfig(device=device))  # type: ignore[arg-type]
+        load._mention_gpu(EngineConfig(device=device))
     assert caplog.text.count("There is a GPU") == bool(said)
     assert said in caplog.text
 

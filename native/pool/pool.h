@@ -91,7 +91,7 @@ class Pool {
     // Pins the calling thread to cpus[0], as the one that is going to call each. It may change places with a worker later.
     void pin_caller();
 
-    // Calls work(i, scratch) for each i of 0 .. count - 1, in this order but on whichever thread is free, and returns when all are done: what they
+    // Calls work(i, scratch) for each i of 0 .. count - 1, taken in this order by whichever thread is free, and returns when all are done: what they
     // wrote is visible to the caller, and to the pieces of the next call. scratch is the thread's own, as large as reserve_scratch asked for and
     // 64-byte aligned. work must not throw. One thread at a time may call, and work must not.
     template <class Work>

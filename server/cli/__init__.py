@@ -6,7 +6,6 @@ Exit statuses: 0 done, 1 the model or the machine cannot do it, 2 a flag or a co
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from argparse import Namespace
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of a file that a person named; what is likelier is told where it is opened
         if error.filename is None:
             raise
-        return _told(f"{os.fspath(error.filename)} cannot be used: {error.strerror}. Check its name, its permissions and the disk.", verbose, 1)
+        return _told(f"{error.filename} cannot be used: {error.strerror}. Check its name, its permissions and the disk.", verbose, 1)
 
 
 def _told(sentence: str, verbose: bool, status: int) -> int:
