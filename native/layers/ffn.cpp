@@ -12,8 +12,7 @@ namespace moespan {
 namespace {
 
 constexpr size_t kPiecesPerThread = 8;   // of gate and up: 8 experts of one token then keep 15 threads busy to within a few percent
-constexpr size_t kLastRounds = 3;        // what is left of them is as much for each thread at least, down to
-constexpr size_t kLastParts = 4;         // parts of a piece
+constexpr size_t kLastRounds = 3;        // of pieces, at least, are left for each thread: so they get smaller towards the end, down to 1 / kLastParts
 constexpr size_t kAlign = 32;            // rows of a piece: what is rounded to int8 together
 constexpr size_t kSmallInput = 16384;    // values that one thread rounds in about as long as a fork and a join take
 

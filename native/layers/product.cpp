@@ -8,7 +8,6 @@ namespace moespan {
 namespace {
 
 constexpr size_t kChunksPerThread = 4;        // so that a thread that lost its core for a while leaves its share to the others
-constexpr size_t kLastParts = 4;              // of a chunk: where weights are streamed, each thread's last chunk is taken in so many
 constexpr size_t kMinChunkBytes = 8 * 1024;   // of weights, so that taking a chunk costs little beside computing it
 constexpr size_t kPanelScratch = 192 * 1024;  // unpacked panels of one chunk: they share L2 with a block of activations
 constexpr size_t kSumScratch = 256 * 1024;    // sums of bf16 tiles, likewise

@@ -15,6 +15,9 @@ const FormatKernels& format_of(const KernelTable& kernels, const Matrix& matrix)
 inline size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 inline size_t round_up(size_t a, size_t multiple) { return ceil_div(a, multiple) * multiple; }
 
+// Where weights are streamed, what each thread takes last is cut into so many.
+constexpr size_t kLastParts = 4;
+
 // Rows begin(0) .. rows - 1 of a matrix in runs, which threads take in this order: `large` runs of chunk_rows, then shorter ones of last_rows, so that whoever
 // finds none left has not long to wait for the others. The last may be shorter yet.
 struct Chunks {
